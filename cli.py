@@ -1,0 +1,144 @@
+"""
+What every script needs from the command line and the disk, in one place below everything else (imports none of ours).
+
+    @dataclass
+    class Run:
+        learning_rate: float = 3e-3     # peak learning rate       <- the comment is the help text
+    run, = parse([Run], sys.argv[1:])   # --learning_rate=1e-3; an unknown or ill-typed key is refused by name
+
+Errors that a user can cause are UserError: one line on stderr, exit code 1 (2 for a wrong command line), no traceback.
+Files are written whole or not at all: to a temporary file beside the target, flushed to the disk, then renamed.
+
+Does NOT include: config files, nested keys, environment variables.
+"""
+import contextlib
+import dataclasses
+import inspect
+import os
+import re
+import sys
+
+
+class UserError(Exception):
+    """Something the user can mend. The message says what is wrong and what to do."""
+    exit_code = 1
+
+
+class UsageError(UserError):
+    """A wrong command line."""
+    exit_code = 2
+
+
+def one_line_errors():
+    """Report a UserError as one line on stderr, and a Ctrl-C as nothing; a bug keeps its traceback."""
+    def hook(kind, error, traceback):
+        if issubclass(kind, UserError):
+            sys.stdout.flush()
+            print(f'error: {error}', file=sys.stderr, flush=True)
+            os._exit(error.exit_code)       # sys.excepthook cannot choose the exit code; nothing is left to flush
+        if issubclass(kind, (KeyboardInterrupt, BrokenPipeError)):
+            os._exit(130)
+        sys.__excepthook__(kind, error, traceback)
+    sys.excepthook = hook
+
+
+# -----------------------------------------------------------------------------
+# flat dataclasses as command lines
+
+
+def comments(cls):
+    """{field name: the comment behind it in the source}, so that the knob block is also the help text."""
+    return dict(re.findall(r'^    (\w+): .*?  # (.*)$', inspect.getsource(cls), flags=re.M))
+
+
+def parse(classes, argv, defaults=None, positional=None):
+    """
+    Read --key=value (--flag alone means true) into one instance of each dataclass.
+
+    defaults    {key: value} that replaces the dataclasses' own defaults (a preset); the command line wins over it
+    positional  the name of the field that takes a bare word, at most one; None refuses bare words
+    returns the instances, in order; each carries .given, the set of keys that the command line named
+    """
+    fields = {f.name: f for cls in classes for f in dataclasses.fields(cls) if f.init}
+    values = dict(defaults or {})
+    given = {}
+    for word in argv:
+        if word in ('-h', '--help'):
+            print_help(classes, values)
+            sys.exit(0)
+        key, sep, text = word[2:].partition('=') if word.startswith('--') else (positional, '=', word)
+        if key is None or (word.startswith('-') and word != '-' and not word.startswith('--')):
+            raise UsageError(f"'{word}' is not understood; options are written --key=value, and --help lists them")
+        if key not in fields:
+            import difflib
+            near = difflib.get_close_matches(key, fields, n=1)
+            raise UsageError(f"unknown option --{key}" + (f", did you mean --{near[0]}?" if near else "; --help lists all"))
+        if key in given:
+            raise UsageError(f"--{key} is given twice")
+        given[key] = convert(key, fields[key].type, text if sep else None)
+    values.update(given)
+    try:
+        made = [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init and f.name in values})
+                for cls in classes]
+    except ValueError as error:             # a __post_init__ refused a value
+        raise UsageError(str(error)) from None
+    for instance in made:
+        instance.given = set(given)
+    return made
+
+
+def convert(key, kind, text):
+    """The text of one value as its field's type (bool, int, float or str)."""
+    kind = kind if isinstance(kind, str) else kind.__name__
+    if text is None:
+        if kind != 'bool':
+            raise UsageError(f"--{key} needs a value: --{key}=...")
+        return True
+    try:
+        if kind == 'bool':
+            return {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}[text.lower()]
+        return {'int': int, 'float': float, 'str': str}[kind](text)
+    except (KeyError, ValueError):
+        takes = {'bool': 'true or false', 'int': 'a whole number', 'float': 'a number'}[kind]
+        raise UsageError(f"--{key} takes {takes}, not '{text}'") from None
+
+
+def print_help(classes, defaults):
+    print(inspect.getmodule(classes[0]).__doc__.strip() + '\n')
+    for cls in classes:
+        notes = comments(cls)
+        print(f"{(cls.__doc__ or cls.__name__).strip().splitlines()[0]}")
+        for f in dataclasses.fields(cls):
+            if f.init:
+                print(f"  --{f.name + '=' + str(defaults.get(f.name, f.default)):<28} {notes.get(f.name, '')}")
+        print()
+
+
+def check(condition, message):
+    """For __post_init__: a value out of range becomes a ValueError with this message, which parse reports in one line."""
+    if not condition:
+        raise ValueError(message)
+
+
+# -----------------------------------------------------------------------------
+# files
+
+
+@contextlib.contextmanager
+def atomic_write(path):
+    """
+    A binary file to write to that becomes `path` only when the block ends well: whatever happens before, a crash, a full disk,
+    a Ctrl-C, the old file stays as it was. Raises UserError if the disk refuses.
+    """
+    temporary = f'{path}.{os.getpid()}.tmp'
+    try:
+        with open(temporary, 'wb') as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"could not write {path}: {error.strerror or error}; what was there before is untouched") from None
+    finally:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)

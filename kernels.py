@@ -1,0 +1,240 @@
+"""
+The hot loops: one linear recurrence drives the whole family of memories. Here is its token loop, and here is its fast form.
+
+    S_t = S_{t-1} (a_t I - b_t k_t k_t^T) + c_t e_t k_t^T          y_t = S_t q_t            S in R^{Dv x Dk}
+
+A memory S is a matrix that maps keys to values. At every token it keeps a fraction a_t of what it holds, erases a fraction b_t of
+what it would have answered to the key k_t, and writes c_t of the new content e_t at that key. memory.py shows how linear attention,
+RetNet, gated linear attention, DeltaNet, Gated DeltaNet and TTT-Linear are choices of (a, b, c, e).
+
+    python kernels.py              checks the chunked form against the token loop and times both
+    python kernels.py --compile    the torch.compile'd form as well (its first call takes a minute on a CPU)
+
+Does NOT include: momentum in the recurrence; hand-written Triton or CUDA.
+
+Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training"; column vectors, y = W x)
+    paper       here    shape               meaning
+    M_t         state   (B, H, Dv, Dk)      the memory
+    k_t, q_t    k, q    (B, H, T, Dk)       the key written at, the query read with
+    -dL/dy      e       (B, H, T, Dv)       what is written
+    alpha_t     a       (B, H, T)           retention in (0, 1]; 1 keeps everything
+    -           b       (B, H, T)           erase rate
+    eta_t       c       (B, H, T)           write rate
+    B batch, H heads, T time, Dk key width, Dv value width, C chunk, N number of chunks, W width of a convolution
+"""
+import torch
+import torch.nn.functional as F
+
+# -----------------------------------------------------------------------------
+# the recurrence, token by token
+
+
+def delta_rule_ref(q, k, e, a, b, c, state=None):
+    """
+    The token loop: the equation at the top of this file, in any dtype. The reference that everything else is tested against.
+
+    q     (B, H, T, Dk) or None     queries; None skips the reads and returns y = None
+    k     (B, H, T, Dk)             keys
+    e     (B, H, T, Dv)             what is written
+    a     (B, H, T) or None         retention in (0, 1]; None keeps everything (a = 1)
+    b     (B, H, T) or None         erase rate;          None erases nothing   (b = 0)
+    c     (B, H, T) or None         write rate;          None writes e as is   (c = 1)
+    state (B, H, Dv, Dk) or None    the memory before the first token; None is empty (zeros)
+    returns y (B, H, T, Dv), each token's read after its own write, and the memory after the last token
+    """
+    check_shapes(q, k, e, a, b, c, state)
+    S = k.new_zeros(*k.shape[:2], e.shape[-1], k.shape[-1]) if state is None else state
+    y = []
+    for t in range(k.shape[2]):
+        n = e[:, :, t]                                                      # what token t really writes: (B, H, Dv)
+        if c is not None:
+            n = c[:, :, t, None] * n
+        if b is not None:
+            n = n - b[:, :, t, None] * torch.einsum('bhvk,bhk->bhv', S, k[:, :, t])     # less what S answers already
+        if a is not None:
+            S = a[:, :, t, None, None] * S
+        S = S + torch.einsum('bhv,bhk->bhvk', n, k[:, :, t])                # (B, H, Dv) x (B, H, Dk) -> (B, H, Dv, Dk)
+        if q is not None:
+            y.append(torch.einsum('bhvk,bhk->bhv', S, q[:, :, t]))          # (B, H, Dv, Dk) x (B, H, Dk) -> (B, H, Dv)
+    return (None if q is None else torch.stack(y, dim=2)), S
+
+
+# -----------------------------------------------------------------------------
+# the same numbers, chunk-parallel
+
+
+def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64):
+    """
+    delta_rule_ref's arguments and results, computed chunk_size tokens at a time.
+
+    With g_t = log a_1 + ... + log a_t counted from the chunk's start and S_0 the memory there, the recurrence unrolls into
+        S_t = exp(g_t) S_0 + sum_{s<=t} exp(g_t - g_s) n_s k_s^T,       n_t = c_t e_t - b_t S_{t-1} k_t
+    where n_t is what token t really writes. It depends on S_0 and on the tokens before it in the chunk, linearly:
+        (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
+    (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0, so
+    all chunks compute it at once; what is left for a loop over chunks is three small products. All exponents are <= 0, so
+    nothing overflows however fast the memory forgets. Under autocast everything here stays in float32.
+    """
+    check_shapes(q, k, e, a, b, c, state)
+    B, H, T, Dk = k.shape
+    assert T >= 1 and chunk_size >= 1, f'needs at least one token and a chunk of one, got T={T}, chunk_size={chunk_size}'
+    dtype, C = torch.promote_types(k.dtype, torch.float32), min(chunk_size, T)
+    S = k.new_zeros(B, H, e.shape[-1], Dk, dtype=dtype) if state is None else state.to(dtype)
+    with torch.autocast(k.device.type, enabled=False):
+        # a token of padding keeps everything, erases nothing and writes nothing: the final state does not see it
+        parts = [cut(x, C, dtype) for x in (q, k, e)] + [cut(a, C, dtype, pad=1.0), cut(b, C, dtype), cut(c, C, dtype)]
+        y, S = delta_rule_chunks(*parts, S)
+    return (None if y is None else y.flatten(2, 3)[:, :, :T].to(e.dtype)), S
+
+
+def delta_rule_chunks(q, k, e, a, b, c, S):
+    """delta_rule on whole chunks: q, k (B, H, N, C, Dk), e (B, H, N, C, Dv), a, b, c (B, H, N, C), S (B, H, Dv, Dk)."""
+    C = k.shape[3]
+    past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()           # past[t, s]: token t sees token s <= t
+    keep = k.new_ones(()) if a is None else a.clamp(min=1e-12)
+    g = keep.log().cumsum(-1) if a is not None else None                        # (B, H, N, C)
+    decay = past.to(k.dtype)                                                    # (C, C), or with retention (B, H, N, C, C)
+    k_end, q_start, keep_all = k, q, None
+    if a is not None:
+        decay = (g[..., :, None] - g[..., None, :]).masked_fill(~past, -torch.inf).exp()
+        k_end = (g[..., -1:] - g).exp()[..., None] * k                          # how much of each write the chunk's end holds
+        q_start = None if q is None else g.exp()[..., None] * q                 # how much of S_0 each read still finds
+        keep_all = g[..., -1, None, None].exp()                                 # (B, H, N, 1, 1)
+
+    write = e if c is None else c[..., None] * e                                # (B, H, N, C, Dv)
+    inverse, k_erase = None, None
+    if b is not None:
+        k_erase = (b / keep)[..., None] * k                                     # (B, H, N, C, Dk)
+        inverse = UnitLowerInverse.apply((k_erase @ k.mT) * decay)              # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+        k_erase = k_erase if a is None else g.exp()[..., None] * k_erase
+
+    # From chunk to chunk. unbind, because the backward of N separate x[:, :, n] would fill N gradients of x's size with zeros.
+    N = k.shape[2]
+    starts, writes = [], []
+    for n, inv, k_b, k_e, kept in zip(*(N * [None] if x is None else x.unbind(2) for x in (write, inverse, k_erase, k_end, keep_all))):
+        starts.append(S)
+        if b is not None:
+            n = inv @ (n - k_b @ S.mT)                                          # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+        S = n.mT @ k_e + (S if a is None else kept * S)                         # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
+        writes.append(n)
+    if q is None:
+        return None, S
+
+    # the reads of all chunks: what each chunk's start still holds, and what the chunk's own tokens wrote
+    y = q_start @ torch.stack(starts, dim=2).mT                                 # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+    return y + ((q @ k.mT) * decay) @ torch.stack(writes, dim=2), S             # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+
+
+class UnitLowerInverse(torch.autograd.Function):
+    """
+    (..., C, C) -> (I + A)^-1 for the strictly lower part of A; what stands on and above its diagonal is not read.
+    Its own backward, because dA = -X^T dX X^T costs two products where autograd's would solve a second time.
+    """
+    @staticmethod
+    def forward(ctx, A):
+        eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A)
+        X = torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True)
+        ctx.save_for_backward(X)
+        return X
+
+    @staticmethod
+    def backward(ctx, dX):
+        X, = ctx.saved_tensors
+        return -(X.mT @ dX @ X.mT).tril(-1)                                     # (.., C, C) x (.., C, C) x (.., C, C)
+
+
+def cut(x, C, dtype, pad=0.0):
+    """(B, H, T, ...) -> (B, H, N, C, ...), the last chunk filled up with pad; None stays None."""
+    if x is None:
+        return None
+    missing = -x.shape[2] % C
+    if missing:
+        x = F.pad(x, (0, 0) * (x.dim() - 3) + (0, missing), value=pad)
+    return x.unflatten(2, (-1, C)).to(dtype)
+
+
+def check_shapes(q, k, e, a, b, c, state):
+    """One assert per argument of delta_rule, so that a wrong call fails by name."""
+    assert k.dim() == 4, f'k must be (B, H, T, Dk), got {tuple(k.shape)}'
+    B, H, T, Dk = k.shape
+    assert q is None or q.shape == k.shape, f'q must have the shape of k {tuple(k.shape)}, got {tuple(q.shape)}'
+    assert e.shape[:3] == (B, H, T), f'e must be (B, H, T, Dv) = ({B}, {H}, {T}, Dv), got {tuple(e.shape)}'
+    for name, x in (('a', a), ('b', b), ('c', c)):
+        assert x is None or x.shape == (B, H, T), f'{name} must be (B, H, T) = ({B}, {H}, {T}), got {tuple(x.shape)}'
+    want = (B, H, e.shape[-1], Dk)
+    assert state is None or state.shape == want, f'state must be (B, H, Dv, Dk) = {want}, got {tuple(state.shape)}'
+
+
+# -----------------------------------------------------------------------------
+# the local convolution
+
+
+def causal_conv(x, weight, state=None):
+    """
+    Causal depth-wise convolution: every channel mixes its own last W tokens, y_t = sum_i weight[:, i] x_{t - W + 1 + i}.
+
+    x (B, T, D), weight (D, W), state (B, W - 1, D) = the tail of the tokens before x, or None (zeros)
+    returns y (B, T, D) and the new tail. paper: "local convolutions with window size 4", nothing more.
+    """
+    B, T, D = x.shape
+    W = weight.shape[1]
+    assert weight.shape[0] == D, f'weight must be ({D}, W), got {tuple(weight.shape)}'
+    assert state is None or state.shape == (B, W - 1, D), f'state must be ({B}, {W - 1}, {D}), got {tuple(state.shape)}'
+    tail = x.new_zeros(B, W - 1, D) if state is None else state.to(x.dtype)
+    x = torch.cat([tail, x], dim=1)                                             # (B, W - 1 + T, D)
+    # W shifted products read as the formula does, and on a CPU they are faster than conv1d with one group per channel
+    y = sum(weight[:, i].to(x.dtype) * x[:, i:i + T] for i in range(W))         # (D,) x (B, T, D)
+    return y, x[:, T:]
+
+
+# -----------------------------------------------------------------------------
+# python kernels.py
+
+
+def example(B, H, T, D, dtype=torch.float32, seed=0):
+    """Random inputs of a Gated DeltaNet: unit keys, retention near 1, all differentiable. -> q, k, e, a, b, c, state"""
+    rng = torch.Generator().manual_seed(seed)
+    def randn(*shape): return torch.randn(*shape, generator=rng, dtype=dtype)
+    q, k, e = F.normalize(randn(B, H, T, D), dim=-1), F.normalize(randn(B, H, T, D), dim=-1), randn(B, H, T, D)
+    a, b, c = torch.sigmoid(randn(B, H, T) + 4), torch.sigmoid(randn(B, H, T)), torch.sigmoid(randn(B, H, T))
+    return [x.requires_grad_() for x in (q, k, e, a, b, c, randn(B, H, D, D))]
+
+
+def forward_backward(f, inputs, **kwargs):
+    """Outputs, final state and the gradient of every input for one fixed loss."""
+    y, state = f(*inputs, **kwargs)
+    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum() + state.cos().sum()
+    return [y, state, *torch.autograd.grad(loss, inputs)]
+
+
+def main(compiled):
+    import time
+    torch.set_num_threads(1)
+    small = example(2, 2, 130, 16, torch.float64)
+    names = ('y', 'state', 'dq', 'dk', 'de', 'da', 'db', 'dc', 'dstate')
+    worst = {name: (x - y).abs().max().item() for name, x, y in
+             zip(names, forward_backward(delta_rule_ref, small), forward_backward(delta_rule, small))}
+    print('chunked against the token loop, float64, T=130, chunk 64, largest difference')
+    print('  ' + '  '.join(f'{name} {x:.0e}' for name, x in worst.items()))
+
+    inputs = example(4, 4, 1024, 64)
+    rows = [('token loop', delta_rule_ref, {})]
+    rows += [(f'chunk {C}', delta_rule, {'chunk_size': C}) for C in (16, 32, 64, 128)]
+    if compiled:
+        rows.append(('chunk 64, compiled', torch.compile(delta_rule), {'chunk_size': 64}))
+    print('forward + backward, B=4 H=4 T=1024 Dk=Dv=64, float32, one thread')
+    base = None
+    for name, f, kwargs in rows:
+        times = []
+        for _ in range(2 if f is delta_rule_ref else 8):
+            start = time.perf_counter()
+            forward_backward(f, inputs, **kwargs)
+            times.append(time.perf_counter() - start)
+        seconds = sorted(times)[len(times) // 2 - 1]                            # the first call warms up or compiles
+        base = base or seconds
+        print(f'  {name:<20} {1e3 * seconds:8.1f} ms   {base / seconds:5.1f} x the token loop')
+
+
+if __name__ == '__main__':
+    import sys
+    main(compiled='--compile' in sys.argv[1:])

@@ -1,0 +1,289 @@
+"""
+Hope: pre-norm residual blocks of a memory that mixes tokens and an MLP that transforms them. With mixer='attention' it is the
+Transformer (RoPE, RMSNorm, QK-norm, SwiGLU), the baseline that everything here is compared with.
+
+    model = Hope(Config(mixer='gated_deltanet'))
+    logits, loss, state = model(idx, targets)             # idx, targets (B, T); logits (B, T, vocab_size)
+    logits, loss, state = model(more, state=state)        # reads on: the state is all it remembers, whatever came before
+
+    python model.py        parameters, FLOPs and state of each mixer; the cost of a token with 100 and with 10,000 before it
+
+Does NOT include: dropout (small models on one pass over their data do not need it), several levels of MLPs.
+
+Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A state is a list of L flat dicts of tensors.
+"""
+import dataclasses
+import math
+import pickle
+import zipfile
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from cli import UserError, atomic_write, check
+from memory import MIXERS
+
+
+@dataclass
+class Config:
+    """The model"""
+    vocab_size: int = 257               # number of token ids; train.py takes it from the tokenizer
+    block_size: int = 512               # tokens per training sequence; attention sees no further back than this
+    n_layer: int = 4                    # blocks
+    n_head: int = 4                     # heads per block, each with a memory of its own
+    n_embd: int = 192                   # model width
+    n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
+    mixer: str = 'gated_deltanet'       # attention | gated_deltanet | deltanet | gla | retnet | linear | ttt
+    chunk_size: int = 32                # tokens that a recurrent memory computes side by side; changes speed, not results
+    conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
+    tie_head: bool = False              # use the embedding as the output head as well
+
+    def __post_init__(self):
+        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'conv_width'):
+            check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
+        check(self.n_hidden >= 0, f'--n_hidden must be at least 0, not {self.n_hidden}')
+        check(self.mixer in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, not '{self.mixer}'")
+        check(self.n_embd % (2 * self.n_head) == 0,
+              f'--n_embd must be a multiple of 2 x n_head = {2 * self.n_head}, not {self.n_embd}')
+        self.n_hidden = self.n_hidden or math.ceil(self.n_embd * 8 / 3 / 32) * 32
+
+
+# -----------------------------------------------------------------------------
+# parts
+
+
+class MLP(nn.Module):
+    """SwiGLU: two thirds of the usual 4 D hidden width, because it has three matrices where the plain MLP has two."""
+    def __init__(self, config):
+        super().__init__()
+        self.up = nn.Linear(config.n_embd, 2 * config.n_hidden, bias=False)
+        self.out = nn.Linear(config.n_hidden, config.n_embd, bias=False)
+
+    def forward(self, x):
+        gate, value = self.up(x).chunk(2, dim=-1)               # (B, T, D) -> two of (B, T, n_hidden)
+        return self.out(F.silu(gate) * value)
+
+
+class Block(nn.Module):
+    """x + memory(norm(x)), then x + mlp(norm(x))."""
+    def __init__(self, config):
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(config.n_embd, eps=1e-6)
+        self.mixer = MIXERS[config.mixer](config)
+        self.mlp_norm = nn.RMSNorm(config.n_embd, eps=1e-6)
+        self.mlp = MLP(config)
+
+    def forward(self, x, state=None):
+        y, state = self.mixer(self.mixer_norm(x), state)
+        x = x + y
+        return x + self.mlp(self.mlp_norm(x)), state
+
+
+# -----------------------------------------------------------------------------
+# the model
+
+
+class Hope(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.n_embd, eps=1e-6)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        if config.tie_head:
+            self.head.weight = self.embed.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """
+        embed                   normal, std 1 (tied: the head's), so that the first norm changes little
+        head                    normal, std 1 / D: logits start near 0 and the loss near log V
+        mixer.qkv, .gate, mlp.up        normal, std 1 / sqrt(D)
+        mixer.out, mlp.out      normal, std 1 / sqrt(fan_in) / sqrt(2 L): the 2 L residual branches together add variance 1
+        mixer.conv              the last tap 1 (the token itself), normal, std 0.1 on all: starts near the identity
+        mixer.alpha             weight 0; bias so that the heads retain for 8 ... 256 tokens, spread evenly in log: sigmoid(log(n - 1))
+        mixer.beta              weight 0, bias 0: write rate 1/2
+        norms                   1
+        """
+        D, L = self.config.n_embd, self.config.n_layer
+        for name, p in self.named_parameters():
+            if name == 'head.weight':
+                p.normal_(std=1 / D)
+            elif name == 'embed.weight':
+                p.normal_(std=1 / D if self.config.tie_head else 1.0)
+            elif name.endswith(('mixer.qkv.weight', 'mixer.gate.weight', 'mlp.up.weight')):
+                p.normal_(std=D ** -0.5)
+            elif name.endswith('out.weight'):
+                p.normal_(std=(p.shape[1] * 2 * L) ** -0.5)
+            elif name.endswith('conv'):
+                p.normal_(std=0.1)
+                p[:, -1] += 1
+            elif name.endswith('alpha.bias'):
+                p.copy_((torch.logspace(3, 8, len(p), base=2) - 1).log())
+            elif name.endswith(('alpha.weight', 'beta.weight', 'beta.bias')):
+                p.zero_()
+            elif 'norm' in name:
+                p.fill_(1)
+            else:
+                raise AssertionError(f'init_weights does not say how {name} starts')
+
+    def init_state(self, batch_size, device=None):
+        """The empty state: what forward starts from when it is given none."""
+        device = device or self.embed.weight.device
+        return [block.mixer.init_state(batch_size, device) for block in self.blocks]
+
+    def forward(self, idx, targets=None, state=None):
+        """
+        idx (B, T) token ids; targets (B, T) the ids that should follow, -1 where there is nothing to predict
+        state: as returned, or None to start empty
+        returns logits (B, T, V), the mean loss in nats per token (None without targets), and the new state
+        """
+        assert idx.dim() == 2 and idx.shape[1] >= 1, f'idx must be (B, T) with T >= 1, got {tuple(idx.shape)}'
+        x = self.embed(idx)                                     # (B, T) -> (B, T, D)
+        new_state = []
+        for block, block_state in zip(self.blocks, state or [None] * len(self.blocks)):
+            x, block_state = block(x, block_state)
+            new_state.append(block_state)
+        logits = self.head(self.norm(x))                        # (B, T, D) -> (B, T, V)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = None
+        if targets is not None:
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+        return logits, loss, new_state
+
+    @torch.no_grad()
+    def read(self, idx, state=None):
+        """Read a prompt of any length, block_size tokens at a time -> logits of its last token (B, V), state."""
+        V = self.config.vocab_size
+        if idx.numel() == 0:
+            raise UserError('the prompt is empty; give at least one token')
+        if idx.min() < 0 or idx.max() >= V:
+            raise UserError(f'token id {int(idx.max() if idx.max() >= V else idx.min())} is outside the vocabulary of {V}')
+        for part in idx.split(self.config.block_size, dim=1):
+            logits, _, state = self(part, state=state)
+        return logits[:, -1], state
+
+    @torch.no_grad()
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None, state=None):
+        """
+        Yield (next tokens (B,), state) one by one. The state is carried, so that a token costs the same however long the text.
+
+        temperature 0 takes the most likely token; top_k > 0 samples among the k most likely; top_p < 1 among the fewest that
+        together have this probability. Ends early once every row of the batch has produced stop_token.
+        """
+        logits, state = self.read(idx, state)
+        stopped = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
+        for _ in range(max_new_tokens):
+            token = sample(logits, temperature, top_k, top_p, generator)            # (B, V) -> (B,)
+            if stop_token is not None:
+                token = token.masked_fill(stopped, stop_token)
+                stopped |= token == stop_token
+            yield token, state
+            if stop_token is not None and stopped.all():
+                return
+            logits, _, state = self(token[:, None], state=state)
+            logits = logits[:, -1]
+
+    def generate(self, idx, max_new_tokens, **kwargs):
+        """idx (B, T) -> idx with up to max_new_tokens more, (B, T + n); options as in stream."""
+        return torch.cat([idx] + [token[:, None] for token, _ in self.stream(idx, max_new_tokens, **kwargs)], dim=1)
+
+    def num_params(self):
+        return sum(p.numel() for p in self.parameters())
+
+    def flops_per_token(self, T):
+        """Training FLOPs per token at sequences of T: 2 per weight and product forward, twice that backward, plus the mixers'."""
+        weights = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and name != 'embed.weight')
+        weights += self.embed.weight.numel() if self.config.tie_head else 0
+        return 3 * (2 * weights + sum(block.mixer.flops(T) for block in self.blocks))
+
+
+def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
+    """logits (B, V) -> one token id per row (B,)."""
+    if temperature == 0:
+        return logits.argmax(dim=-1)
+    logits = logits / temperature
+    if top_k:
+        kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, -torch.inf)
+    probs = logits.softmax(dim=-1)
+    if top_p < 1:
+        ordered, order = probs.sort(dim=-1, descending=True)
+        outside = ordered.cumsum(-1) - ordered >= top_p         # the tokens before it reach top_p already
+        probs = probs.scatter(-1, order, ordered.masked_fill(outside, 0.0))
+    return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def state_bytes(state):
+    """Bytes that a state holds."""
+    return sum(x.numel() * x.element_size() for layer in state for x in layer.values() if torch.is_tensor(x))
+
+
+# -----------------------------------------------------------------------------
+# checkpoints: plain types only, so that loading one never runs code from it
+
+FORMAT = 'nested-learning-1'
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of plain types and tensors to path, whole or not at all."""
+    with atomic_write(path) as file:
+        try:
+            torch.save({'format': FORMAT, **checkpoint}, file)
+        except RuntimeError as error:       # torch wraps what the disk says
+            raise OSError(f'{error}'.splitlines()[0]) from None
+
+
+def load_checkpoint(path, device='cpu'):
+    """Read a checkpoint back; UserError in one line if it is missing, truncated, or not one of ours."""
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f'there is no checkpoint {path}; train one first (python train.py), or name its folder with --out_dir') from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError):
+        raise UserError(f'{path} is damaged or not a checkpoint; nothing was changed') from None
+    if not isinstance(checkpoint, dict) or checkpoint.get('format') != FORMAT:
+        raise UserError(f'{path} is not a checkpoint of this project (format {FORMAT})')
+    return checkpoint
+
+
+def load_model(checkpoint, device='cpu'):
+    """The model in a checkpoint, on device. UserError if its configuration and its weights do not fit together."""
+    try:
+        model = Hope(Config(**checkpoint['config']))
+        model.load_state_dict(checkpoint['model'])
+    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(f'the checkpoint does not fit this code: {str(error).splitlines()[0]}') from None
+    return model.to(device)
+
+
+# -----------------------------------------------------------------------------
+# python model.py
+
+
+def main():
+    import time
+    print('four layers of width 192, one sequence, one thread; ms per token with 100 and with 10,000 tokens before it')
+    print(f"{'mixer':<16}{'parameters':>12}{'MFLOP/token':>13}{'state at 100':>14}{'at 10,000':>12}{'ms':>8}{'ms':>8}")
+    torch.set_num_threads(1)
+    for mixer in MIXERS:
+        model, row = Hope(Config(mixer=mixer)).eval(), ''
+        idx = torch.randint(256, (1, 10_000), generator=torch.Generator().manual_seed(0))
+        times = []
+        for context in (100, 10_000):
+            _, state = model.read(idx[:, :context])
+            start, n = time.perf_counter(), 5
+            for _ in model.stream(idx[:, :1], n, state=state):
+                pass
+            times.append((time.perf_counter() - start) / n * 1e3)
+            row += f'{state_bytes(state) / 1024:>9.0f} KiB'
+        print(f'{mixer:<16}{model.num_params():>12,}{model.flops_per_token(512) / 1e6:>13.1f}  {row}'
+              + ''.join(f'{t:8.1f}' for t in times))
+
+
+if __name__ == '__main__':
+    main()
