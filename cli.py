@@ -4,7 +4,8 @@ What every script needs from the command line and the disk, in one place below e
     @dataclass
     class Run:
         learning_rate: float = 3e-3     # peak learning rate       <- the comment is the help text
-    run, = parse([Run], sys.argv[1:])   # --learning_rate=1e-3; an unknown or ill-typed key is refused by name
+    given = read_args([Run], sys.argv[1:])      # --learning_rate=1e-3; an unknown or ill-typed key is refused by name
+    run, = build([Run], PRESET | given)         # a value out of range is refused by the dataclass itself
 
 Errors that a user can cause are UserError: one line on stderr, exit code 1 (2 for a wrong command line), no traceback.
 Files are written whole or not at all: to a temporary file beside the target, flushed to the disk, then renamed.
@@ -13,6 +14,7 @@ Does NOT include: config files, nested keys, environment variables.
 """
 import contextlib
 import dataclasses
+import difflib
 import inspect
 import os
 import re
@@ -51,40 +53,40 @@ def comments(cls):
     return dict(re.findall(r'^    (\w+): .*?  # (.*)$', inspect.getsource(cls), flags=re.M))
 
 
-def parse(classes, argv, defaults=None, positional=None):
+def read_args(classes, argv, positional=None, hidden=()):
     """
-    Read --key=value (--flag alone means true) into one instance of each dataclass.
+    --key=value words (--flag alone means true) -> {key: value}, with the types of the dataclasses' fields.
 
-    defaults    {key: value} that replaces the dataclasses' own defaults (a preset); the command line wins over it
-    positional  the name of the field that takes a bare word, at most one; None refuses bare words
-    returns the instances, in order; each carries .given, the set of keys that the command line named
+    positional  the field that takes a bare word, at most one; None refuses bare words
+    hidden      fields that are not for the command line
     """
-    fields = {f.name: f for cls in classes for f in dataclasses.fields(cls) if f.init}
-    values = dict(defaults or {})
+    fields = {f.name: f for cls in classes for f in dataclasses.fields(cls) if f.name not in hidden}
     given = {}
     for word in argv:
         if word in ('-h', '--help'):
-            print_help(classes, values)
+            print_help(classes, hidden)
             sys.exit(0)
-        key, sep, text = word[2:].partition('=') if word.startswith('--') else (positional, '=', word)
-        if key is None or (word.startswith('-') and word != '-' and not word.startswith('--')):
+        if word.startswith('--'):
+            key, sep, text = word[2:].partition('=')
+        elif positional and (word == '-' or not word.startswith('-')):
+            key, sep, text = positional, '=', word
+        else:
             raise UsageError(f"'{word}' is not understood; options are written --key=value, and --help lists them")
         if key not in fields:
-            import difflib
             near = difflib.get_close_matches(key, fields, n=1)
-            raise UsageError(f"unknown option --{key}" + (f", did you mean --{near[0]}?" if near else "; --help lists all"))
+            raise UsageError(f'unknown option --{key}' + (f', did you mean --{near[0]}?' if near else '; --help lists them all'))
         if key in given:
-            raise UsageError(f"--{key} is given twice")
+            raise UsageError(f'--{key} is given twice' + (': quote a prompt of several words' if key == positional else ''))
         given[key] = convert(key, fields[key].type, text if sep else None)
-    values.update(given)
+    return given
+
+
+def build(classes, values):
+    """One instance of each dataclass from {key: value}; a value that a __post_init__ refuses is a wrong command line."""
     try:
-        made = [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.init and f.name in values})
-                for cls in classes]
-    except ValueError as error:             # a __post_init__ refused a value
+        return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in classes]
+    except ValueError as error:
         raise UsageError(str(error)) from None
-    for instance in made:
-        instance.given = set(given)
-    return made
 
 
 def convert(key, kind, text):
@@ -103,19 +105,19 @@ def convert(key, kind, text):
         raise UsageError(f"--{key} takes {takes}, not '{text}'") from None
 
 
-def print_help(classes, defaults):
-    print(inspect.getmodule(classes[0]).__doc__.strip() + '\n')
+def print_help(classes, hidden=()):
+    """The script's own docstring, then every knob with its default and the comment behind it."""
+    print(sys.modules['__main__'].__doc__.strip())
     for cls in classes:
+        print(f'\n{cls.__doc__}')
         notes = comments(cls)
-        print(f"{(cls.__doc__ or cls.__name__).strip().splitlines()[0]}")
         for f in dataclasses.fields(cls):
-            if f.init:
-                print(f"  --{f.name + '=' + str(defaults.get(f.name, f.default)):<28} {notes.get(f.name, '')}")
-        print()
+            if f.name not in hidden:
+                print(f"  --{f'{f.name}={f.default}':<28} {notes.get(f.name, '')}")
 
 
 def check(condition, message):
-    """For __post_init__: a value out of range becomes a ValueError with this message, which parse reports in one line."""
+    """For __post_init__: a value out of range becomes a ValueError with this message, which build reports in one line."""
     if not condition:
         raise ValueError(message)
 
@@ -142,3 +144,18 @@ def atomic_write(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+# -----------------------------------------------------------------------------
+# the terminal
+
+
+def draw_curve(values, width=72, height=12):
+    """A list of numbers as a curve of text lines, y axis labelled; neighbours are averaged to fit the width."""
+    n = min(width, len(values))
+    means = [sum(part) / len(part) for part in (values[i * len(values) // n:(i + 1) * len(values) // n] for i in range(n))]
+    low, high = min(means), max(means)
+    rows = [round((high - mean) / ((high - low) or 1) * (height - 1)) for mean in means]
+    lines = [''.join('*' if row == line else ' ' for row in rows) for line in range(height)]
+    labels = [f'{high - (high - low) * line / (height - 1):7.3f} |' for line in range(height)]
+    return '\n'.join(label + line for label, line in zip(labels, lines)) + '\n' + ' ' * 8 + '+' + '-' * n

@@ -190,8 +190,8 @@ class Attention(nn.Module):
 
 def rotate(x, place):
     """RoPE: turn the pairs (i, i + Dk/2) of x (B, H, T, Dk) by place (T,) times their own frequency."""
-    half = x.shape[-1] // 2
-    frequency = 10000.0 ** (-torch.arange(half, device=x.device) / half)
+    half, dtype = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
+    frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
     angle = place[:, None] * frequency                                              # (T, Dk/2)
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     x1, x2 = x[..., :half], x[..., half:]

@@ -218,6 +218,18 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
+def pick_device(name):
+    """'auto' is the GPU where there is one, else the CPU; UserError for a device that this machine does not have."""
+    if name == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    kind = name.split(':')[0]
+    if kind == 'cuda' and not torch.cuda.is_available() or kind == 'mps' and not torch.backends.mps.is_available():
+        raise UserError(f'--device={name}, but torch finds no such device on this machine; use --device=cpu')
+    if kind not in ('cpu', 'cuda', 'mps'):
+        raise UserError(f"--device takes auto, cpu, cuda or mps, not '{name}'")
+    return name
+
+
 def state_bytes(state):
     """Bytes that a state holds."""
     return sum(x.numel() * x.element_size() for layer in state for x in layer.values() if torch.is_tensor(x))

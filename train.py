@@ -1,0 +1,368 @@
+"""
+Train a language model. Read this file from top to bottom: knobs, setup, data, model, optimizer, the loop, the summary.
+
+    python train.py                                         one command: a few minutes on two CPU cores
+    python train.py --mixer=attention --out_dir=out-tf      any field of the run or of the model is --key=value
+    python train.py --resume                                go on where out/ckpt.pt stands, as if never stopped
+    python train.py --preset=gpt2                           124M-class model on fineweb, for a GPU
+    torchrun --nproc_per_node=4 train.py                    the same batch cut over four devices
+
+A step's batch depends on the seed and the step alone. How it is cut, over devices (torchrun) or in time (--grad_accum), changes
+nothing but rounding. out_dir holds ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
+
+Does NOT include: sharded models, several machines, learning-rate search.
+"""
+import dataclasses
+import json
+import math
+import os
+import platform
+import resource
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+import data
+from cli import UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, read_args
+from model import Config, Hope, load_checkpoint, pick_device, save_checkpoint
+
+one_line_errors()
+
+# -----------------------------------------------------------------------------
+# knobs
+
+
+@dataclass
+class Run:
+    """The run"""
+    # data and files
+    data: str = 'python'                # python | FILE | FOLDER | pip:NAME | shakespeare | fineweb
+    suffix: str = ''                    # with a folder or a package: only files that end so, as in .txt or .py,.md
+    tokenizer: str = 'bytes'            # bytes | bpe:N (learned on the data, N tokens in all) | gpt2
+    out_dir: str = 'out'                # where the checkpoint and the log go
+    resume: bool = False                # go on from out_dir's checkpoint
+    overwrite: bool = False             # start anew although out_dir holds a run
+    preset: str = 'auto'                # cpu | small | gpt2; auto picks small on a GPU and cpu elsewhere
+    # batches and length
+    max_steps: int = 1500               # optimizer steps
+    batch_size: int = 16                # sequences per optimizer step, all devices together
+    grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
+    # optimizer
+    learning_rate: float = 3e-3         # at the peak
+    final_lr: float = 0.05              # where the schedule ends, as a fraction of the peak
+    warmup_steps: int = 100             # steps of linear rise to the peak
+    schedule: str = 'cosine'            # cosine | trapezoid (constant, then linear down)
+    cooldown: float = 0.4               # trapezoid: the fraction of the run that the way down takes
+    weight_decay: float = 0.1           # on matrices; not on embeddings, convolutions, norms and biases
+    beta1: float = 0.9                  # AdamW
+    beta2: float = 0.95                 # AdamW
+    grad_clip: float = 1.0              # largest norm of the gradient (0 = no limit)
+    # evaluation
+    eval_every: int = 250               # steps between evaluations, each followed by a checkpoint
+    eval_batches: int = 10              # batches per evaluation, the same ones every time
+    sample_tokens: int = 200            # tokens to sample at each evaluation (0 = none)
+    # machine
+    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+    dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
+    compile: str = 'auto'               # true | false; auto compiles on a GPU
+    seed: int = 1337                    # of the weights, the batches and the samples
+
+    def __post_init__(self):
+        for name in ('batch_size', 'grad_accum', 'eval_every', 'eval_batches'):
+            check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
+        for name in ('max_steps', 'warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'seed'):
+            check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
+        check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
+        check(0 < self.cooldown <= 1, f'--cooldown must be above 0 and at most 1, not {self.cooldown}')
+        for name in ('beta1', 'beta2'):
+            check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
+        for name, choices in (('preset', ('auto', *PRESETS)), ('schedule', ('cosine', 'trapezoid')),
+                              ('dtype', ('auto', 'float32', 'bfloat16')), ('compile', ('auto', 'true', 'false'))):
+            check(getattr(self, name) in choices, f"--{name} must be one of {', '.join(choices)}, not '{getattr(self, name)}'")
+
+
+PRESETS = {
+    # cpu: the defaults above and in model.py; two cores of a laptop, minutes
+    'cpu': {},
+    # small: a 26M model of bytes for one GPU
+    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, batch_size=64, max_steps=5000,
+                  learning_rate=1e-3, warmup_steps=200, eval_every=500),
+    # gpt2: the size of GPT-2 124M, on 2.5 billion tokens of web text
+    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, batch_size=256, grad_accum=8, max_steps=9500,
+                 learning_rate=1e-3, warmup_steps=300, eval_every=500, data='fineweb', tokenizer='gpt2', tie_head=True),
+}
+
+# the command line wins over the checkpoint that --resume goes on from, that over the preset, and that over the defaults
+given = read_args([Run, Config], sys.argv[1:], hidden=('vocab_size',))
+run, = build([Run], given)
+device = pick_device(run.device)
+preset = run.preset if run.preset != 'auto' else 'small' if device == 'cuda' else 'cpu'
+ckpt_path, log_path = os.path.join(run.out_dir, 'ckpt.pt'), os.path.join(run.out_dir, 'log.jsonl')
+checkpoint = None
+if run.resume:
+    checkpoint = load_checkpoint(ckpt_path)
+    saved = checkpoint['run'] | checkpoint['config']
+    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'suffix', 'tokenizer', 'batch_size', 'seed']:
+        if key in given and given[key] != saved[key]:
+            raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
+                             'a resumed run cannot change it (train into another --out_dir)')
+    run, config = build([Run, Config], saved | given)
+else:
+    if os.path.exists(ckpt_path) and not run.overwrite:
+        raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, --out_dir=NAME keeps both')
+    run, config = build([Run, Config], PRESETS[preset] | given)
+
+# -----------------------------------------------------------------------------
+# setup: devices, number formats, random generators
+
+rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+main = rank == 0                                        # the process that prints, evaluates and writes
+ddp = 'RANK' in os.environ
+if ddp:
+    dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
+    if device == 'cuda':
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+on_gpu = device.startswith('cuda')
+if run.batch_size % (world * run.grad_accum):
+    raise UsageError(f'--batch_size={run.batch_size} must be a multiple of devices x grad_accum = {world} x {run.grad_accum}')
+try:
+    os.makedirs(run.out_dir, exist_ok=True)
+except OSError as error:
+    raise UserError(f'cannot make the folder {run.out_dir}: {error.strerror}') from None
+
+torch.set_float32_matmul_precision('high')              # tf32 where a GPU has it
+use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
+autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
+use_compile = run.compile == 'true' or run.compile == 'auto' and on_gpu
+torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
+batch_rng = torch.Generator().manual_seed(run.seed)
+
+
+def say(*words):
+    if main:
+        print(*words, flush=True)
+
+
+# -----------------------------------------------------------------------------
+# data
+
+if ddp and not main:
+    dist.barrier()                                      # the main process downloads and learns the tokenizer first
+train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not main)
+if ddp and main:
+    dist.barrier()
+if checkpoint and checkpoint['sha256'] != info['sha256']:
+    raise UserError(f"the text of --data={run.data} is not the one that {ckpt_path} was trained on; a resumed run needs the same")
+bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token -> bits per byte
+
+# -----------------------------------------------------------------------------
+# model and optimizer
+
+config.vocab_size = enc.n_vocab
+raw_model = Hope(config).to(device)
+if checkpoint:
+    raw_model.load_state_dict(checkpoint['model'])
+decayed = [p for name, p in raw_model.named_parameters() if p.dim() == 2 and not name.endswith(('embed.weight', 'conv'))]
+others = [p for p in raw_model.parameters() if not any(p is q for q in decayed)]
+optimizer = torch.optim.AdamW([{'params': decayed, 'weight_decay': run.weight_decay}, {'params': others, 'weight_decay': 0.0}],
+                              lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
+step, best_loss = 0, math.inf
+if checkpoint:
+    optimizer.load_state_dict(checkpoint['optimizer'])
+    batch_rng.set_state(checkpoint['batch_rng'])
+    step, best_loss = checkpoint['step'], checkpoint['best_loss']
+model = torch.compile(raw_model) if use_compile else raw_model
+if ddp:
+    model = DistributedDataParallel(model, device_ids=[device] if on_gpu else None)
+
+flops = raw_model.flops_per_token(config.block_size)
+say(f'model: {config.mixer}, {raw_model.num_params():,} parameters, {flops / 1e6:.1f} MFLOP per token')
+say(f'run: {run.max_steps:,} steps of {run.batch_size} x {config.block_size} tokens on {world} x {device}, '
+    f"{'bfloat16' if use_bf16 else 'float32'}{', compiled (the first step waits for it)' if use_compile else ''}, out_dir={run.out_dir}")
+
+# -----------------------------------------------------------------------------
+# the log: what is needed to run it again, then one line per step
+
+
+def git_commit():
+    try:
+        return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40'], cwd=os.path.dirname(os.path.abspath(__file__)),
+                              capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
+
+
+losses, lines = [], []
+if checkpoint and os.path.exists(log_path):             # drop what a crash left behind the checkpoint
+    with open(log_path) as file:
+        lines = [line for line in map(json.loads, file) if line.get('step', 0) <= step]
+    losses = [line['loss'] for line in lines if 'loss' in line]
+lines.append({'command': ' '.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__, 'python': platform.python_version(),
+              'machine': torch.cuda.get_device_name() if on_gpu else f'{platform.machine()}, {torch.get_num_threads()} threads',
+              'start_step': step, 'parameters': raw_model.num_params(), 'data': info,
+              'run': dataclasses.asdict(run), 'config': dataclasses.asdict(config)})
+if main:
+    with atomic_write(log_path) as file:
+        file.write(''.join(json.dumps(line) + '\n' for line in lines).encode())
+    log_file = open(log_path, 'a')
+
+
+def log(**entry):
+    if main:
+        print(json.dumps(entry), file=log_file, flush=True)
+
+
+# -----------------------------------------------------------------------------
+# schedule, evaluation, checkpoint
+
+
+def lr_at(step):
+    if step < run.warmup_steps:
+        return run.learning_rate * (step + 1) / run.warmup_steps
+    done = (step - run.warmup_steps) / max(1, run.max_steps - run.warmup_steps)
+    high = 0.5 * (1 + math.cos(math.pi * min(1, done))) if run.schedule == 'cosine' else min(1.0, (1 - done) / run.cooldown)
+    return run.learning_rate * (run.final_lr + (1 - run.final_lr) * max(0.0, high))
+
+
+@torch.no_grad()
+def evaluate():
+    """Mean validation loss in nats per token, over the same batches every time."""
+    rng = torch.Generator().manual_seed(run.seed)
+    total = 0.0
+    for _ in range(run.eval_batches):
+        x, y = data.get_batch(val_tokens, run.batch_size, config.block_size, rng)
+        for x_part, y_part in zip(x.chunk(run.grad_accum), y.chunk(run.grad_accum)):
+            with autocast:
+                total += raw_model(x_part.to(device), y_part.to(device))[1].item() * len(x_part) / run.batch_size
+    return total / run.eval_batches
+
+
+def print_sample():
+    """A few lines in the model's own words, begun from nothing."""
+    rng = torch.Generator(device=device).manual_seed(run.seed)
+    start = torch.tensor([[enc.eot_token]], device=device)
+    with autocast:
+        out = raw_model.generate(start, run.sample_tokens, temperature=0.8, generator=rng, stop_token=enc.eot_token)
+    text = enc.decode([i for i in out[0].tolist() if i != enc.eot_token], errors='replace')
+    say('\n'.join('    | ' + ''.join(c if c.isprintable() else ' ' for c in line) for line in text.split('\n')[:8]))
+
+
+def save():
+    save_checkpoint(ckpt_path, {
+        'model': raw_model.state_dict(), 'optimizer': optimizer.state_dict(), 'config': dataclasses.asdict(config),
+        'run': dataclasses.asdict(run), 'step': step, 'batch_rng': batch_rng.get_state(), 'best_loss': best_loss,
+        'sha256': info['sha256'], 'bytes_per_token': info['bytes_per_token']})
+
+
+def clock(seconds):
+    return f'{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}'
+
+
+stopping = False
+
+
+def on_signal(signum, frame):
+    global stopping
+    if stopping:
+        raise KeyboardInterrupt                         # the second Ctrl-C does not wait
+    stopping = True
+    say('\nstopping after this step (once more to leave at once)')
+
+
+signal.signal(signal.SIGINT, on_signal)
+signal.signal(signal.SIGTERM, on_signal)
+
+# -----------------------------------------------------------------------------
+# the loop
+
+if step >= run.max_steps and checkpoint:
+    say(f'{ckpt_path} is at step {step} already; give a larger --max_steps to go on')
+first_step, train_seconds, recent = step, 0.0, []
+share = run.batch_size // (world * run.grad_accum)      # sequences that go through the model at once
+while True:
+    # evaluate, sample, save
+    done = step >= run.max_steps or stopping
+    if done or (step % run.eval_every == 0 and step > first_step):
+        if main and step > first_step:
+            val_loss = evaluate()
+            best_loss = min(best_loss, val_loss)
+            save()
+            log(step=step, val_loss=val_loss, val_bpb=val_loss * bits_per_byte)
+            say(f'eval {step:>7,}/{run.max_steps:,} | val loss {val_loss:.4f} | val bpb {val_loss * bits_per_byte:.4f} '
+                f'| best bpb {best_loss * bits_per_byte:.4f} | saved {ckpt_path}')
+            if run.sample_tokens:
+                print_sample()
+        if ddp:
+            dist.barrier()
+    if done:
+        break
+
+    # forward and backward, over the parts of this device's share of the batch
+    start_time = time.perf_counter()
+    lr = lr_at(step)
+    for group in optimizer.param_groups:
+        group['lr'] = lr
+    x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
+    x, y = (z[rank::world].to(device, non_blocking=True) for z in (x, y))
+    loss = torch.zeros((), device=device)
+    for part in range(run.grad_accum):
+        rows = slice(part * share, (part + 1) * share)
+        if ddp:
+            model.require_backward_grad_sync = part == run.grad_accum - 1       # devices average once per step
+        with autocast:
+            part_loss = model(x[rows], y[rows])[1] / run.grad_accum
+        part_loss.backward()
+        loss += part_loss.detach()
+    if ddp:                                             # one message: the mean loss, and whether anybody was told to stop
+        message = torch.stack([loss, torch.tensor(float(stopping), device=device)])
+        dist.all_reduce(message)
+        loss, stopping = message[0] / world, message[1].item() > 0
+
+    # step
+    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
+    loss = loss.item()
+    if not math.isfinite(loss) or not math.isfinite(grad_norm):
+        raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved after the last '
+                        f'evaluation. Try a lower --learning_rate (now {lr:.1e}), more --warmup_steps, or --dtype=float32.')
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    step += 1
+
+    # log; the first step is not counted in the speed, it compiles and fills caches
+    seconds = time.perf_counter() - start_time
+    recent = (recent + [seconds])[-50:] if step > first_step + 1 else []
+    train_seconds += seconds if recent else 0.0
+    mean = sum(recent) / len(recent) if recent else seconds
+    speed = run.batch_size * config.block_size / mean
+    losses.append(loss)
+    log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed))
+    say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} | bpb {loss * bits_per_byte:7.4f} | lr {lr:.2e} | norm {grad_norm:7.3f} '
+        f'| {speed:>9,.0f} tok/s | left {clock(mean * (run.max_steps - step))}')
+
+# -----------------------------------------------------------------------------
+# summary
+
+if main and step > first_step:
+    if stopping and step < run.max_steps:
+        print(f'stopped at step {step:,}; go on with: python train.py --resume --out_dir={run.out_dir}')
+    print('\ntraining loss, nats per token')
+    print(draw_curve(losses))
+    counted = max(1, step - first_step - 1) * run.batch_size * config.block_size
+    speed = counted / max(train_seconds, 1e-9)
+    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    for key, value in (('mixer', config.mixer), ('parameters', raw_model.num_params()), ('steps', step),
+                       ('tokens', step * run.batch_size * config.block_size), ('train_seconds', f'{train_seconds:.1f}'),
+                       ('tokens_per_second', f'{speed:.0f}'), ('gflops', f'{speed * flops / 1e9:.1f}'),
+                       ('peak_memory_mib', f'{peak:.0f}'), ('val_loss', f'{val_loss:.4f}'),
+                       ('val_bpb', f'{val_loss * bits_per_byte:.4f}'), ('best_val_bpb', f'{best_loss * bits_per_byte:.4f}'),
+                       ('checkpoint', ckpt_path)):
+        print(f"{key + ':':<20}{value}")
+if ddp:
+    dist.destroy_process_group()
