@@ -1,11 +1,11 @@
 """
-The hot loops: one linear recurrence drives the whole family of memories. Here is its token loop, and here is its fast form.
+The hot loops: one linear recurrence drives the whole family of memories. Its token loop, and its fast form.
 
     S_t = S_{t-1} (a_t I - b_t k_t k_t^T) + c_t e_t k_t^T          y_t = S_t q_t            S in R^{Dv x Dk}
 
-A memory S is a matrix that maps keys to values. At every token it keeps a fraction a_t of what it holds, erases a fraction b_t of
-what it would have answered to the key k_t, and writes c_t of the new content e_t at that key. memory.py shows how linear attention,
-RetNet, gated linear attention, DeltaNet, Gated DeltaNet and TTT-Linear are choices of (a, b, c, e).
+A memory S is a matrix that maps keys to values. At every token it keeps a fraction a_t of what it holds, erases a fraction
+b_t of what it would have answered to the key k_t, and writes c_t of the new content e_t at that key. memory.py shows how
+linear attention, RetNet, gated linear attention, DeltaNet, Gated DeltaNet and TTT-Linear are choices of (a, b, c, e).
 
     python kernels.py              checks the chunked form against the token loop and times both
     python kernels.py --compile    the torch.compile'd form as well (its first call takes a minute on a CPU)
@@ -78,12 +78,12 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64):
     check_shapes(q, k, e, a, b, c, state)
     B, H, T, Dk = k.shape
     assert T >= 1 and chunk_size >= 1, f'needs at least one token and a chunk of one, got T={T}, chunk_size={chunk_size}'
-    dtype, C = torch.promote_types(k.dtype, torch.float32), min(chunk_size, T)
-    S = k.new_zeros(B, H, e.shape[-1], Dk, dtype=dtype) if state is None else state.to(dtype)
+    C = min(chunk_size, T)
+    S = k.new_zeros(B, H, e.shape[-1], Dk) if state is None else state
     with torch.autocast(k.device.type, enabled=False):
         # a token of padding keeps everything, erases nothing and writes nothing: the final state does not see it
-        parts = [cut(x, C, dtype) for x in (q, k, e)] + [cut(a, C, dtype, pad=1.0), cut(b, C, dtype), cut(c, C, dtype)]
-        y, S = delta_rule_chunks(*parts, S)
+        parts = [cut(x, C, pad) for x, pad in ((q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0))]
+        y, S = delta_rule_chunks(*parts, S.to(parts[1].dtype))
     return (None if y is None else y.flatten(2, 3)[:, :, :T].to(e.dtype)), S
 
 
@@ -109,9 +109,9 @@ def delta_rule_chunks(q, k, e, a, b, c, S):
         k_erase = k_erase if a is None else g.exp()[..., None] * k_erase
 
     # From chunk to chunk. unbind, because the backward of N separate x[:, :, n] would fill N gradients of x's size with zeros.
-    N = k.shape[2]
     starts, writes = [], []
-    for n, inv, k_b, k_e, kept in zip(*(N * [None] if x is None else x.unbind(2) for x in (write, inverse, k_erase, k_end, keep_all))):
+    per_chunk = [k.shape[2] * [None] if x is None else x.unbind(2) for x in (write, inverse, k_erase, k_end, keep_all)]
+    for n, inv, k_b, k_e, kept in zip(*per_chunk):
         starts.append(S)
         if b is not None:
             n = inv @ (n - k_b @ S.mT)                                          # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
@@ -143,14 +143,19 @@ class UnitLowerInverse(torch.autograd.Function):
         return -(X.mT @ dX @ X.mT).tril(-1)                                     # (.., C, C) x (.., C, C) x (.., C, C)
 
 
-def cut(x, C, dtype, pad=0.0):
-    """(B, H, T, ...) -> (B, H, N, C, ...), the last chunk filled up with pad; None stays None."""
+def cut(x, C, pad):
+    """(B, H, T, ...) -> (B, H, N, C, ...) in float32 or better, the last chunk filled up with pad; None stays None."""
     if x is None:
         return None
     missing = -x.shape[2] % C
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - 3) + (0, missing), value=pad)
-    return x.unflatten(2, (-1, C)).to(dtype)
+    return at_least_float32(x).unflatten(2, (-1, C))
+
+
+def at_least_float32(x):
+    """Half precision becomes float32; float32 and float64 stay as they are."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check_shapes(q, k, e, a, b, c, state):
@@ -226,11 +231,11 @@ def main(compiled):
     base = None
     for name, f, kwargs in rows:
         times = []
-        for _ in range(2 if f is delta_rule_ref else 8):
+        for _ in range(1 if f is delta_rule_ref else 6):
             start = time.perf_counter()
             forward_backward(f, inputs, **kwargs)
             times.append(time.perf_counter() - start)
-        seconds = sorted(times)[len(times) // 2 - 1]                            # the first call warms up or compiles
+        seconds = sorted(times)[(len(times) - 1) // 2]                            # the first call warms up or compiles
         base = base or seconds
         print(f'  {name:<20} {1e3 * seconds:8.1f} ms   {base / seconds:5.1f} x the token loop')
 

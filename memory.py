@@ -33,7 +33,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import causal_conv, delta_rule
+from kernels import at_least_float32, causal_conv, delta_rule
 
 RECURRENT = ('linear', 'retnet', 'gla', 'deltanet', 'gated_deltanet', 'ttt')
 TTT_CHUNK = 16      # tokens that share one gradient step's starting point in ttt, as in its paper
@@ -118,14 +118,14 @@ class Recurrent(nn.Module):
         # gates: (B, T, D) -> (B, T, H) -> (B, H, T), in float32 because a retention of 0.999 is 1 in bfloat16
         alpha = beta = None
         if self.alpha is not None:
-            alpha = torch.sigmoid(self.alpha(x).float()).mT
+            alpha = torch.sigmoid(at_least_float32(self.alpha(x))).mT
         if self.beta is not None:
-            beta = torch.sigmoid(self.beta(x).float()).mT
+            beta = torch.sigmoid(at_least_float32(self.beta(x))).mT
         if self.decay is not None:
             alpha = self.decay[:, None].expand(B, H, T)
 
         y, memory = remember(self.rule, q, k, v, alpha, beta, state, self.chunk_size)
-        y = self.norm(y.to(self.norm.weight.dtype)).transpose(1, 2).reshape(B, T, D)                           # (B, H, T, Dv) -> (B, T, D)
+        y = self.norm(at_least_float32(y)).transpose(1, 2).reshape(B, T, D)                           # (B, H, T, Dv) -> (B, T, D)
         return self.out(y * F.silu(self.gate(x))), memory | {'conv': tail}
 
     def flops(self, T):
@@ -163,7 +163,7 @@ class Attention(nn.Module):
         H, W = self.n_head, self.window
         state = state or self.init_state(B, x.device)
         q, k, v = self.qkv(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)       # (B, T, 3 D) -> three of (B, H, T, Dk)
-        q, k = (norm(z.to(norm.weight.dtype)).to(v.dtype) for norm, z in ((self.q_norm, q), (self.k_norm, k)))
+        q, k = self.q_norm(at_least_float32(q)).to(v.dtype), self.k_norm(at_least_float32(k)).to(v.dtype)
         k = torch.cat([state['k'].to(v.dtype), k], dim=2)                           # (B, H, S + T, Dk), S pairs from before
         v = torch.cat([state['v'].to(v.dtype), v], dim=2)
         S = k.shape[2] - T

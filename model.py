@@ -23,6 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from cli import UserError, atomic_write, check
+from kernels import at_least_float32
 from memory import MIXERS
 
 
@@ -148,8 +149,7 @@ class Hope(nn.Module):
         for block, block_state in zip(self.blocks, state or [None] * len(self.blocks)):
             x, block_state = block(x, block_state)
             new_state.append(block_state)
-        logits = self.head(self.norm(x))                        # (B, T, D) -> (B, T, V)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits = at_least_float32(self.head(self.norm(x)))      # (B, T, D) -> (B, T, V)
         loss = None
         if targets is not None:
             loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)

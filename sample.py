@@ -1,0 +1,173 @@
+"""
+Talk to a trained model, or measure it on a text.
+
+    python sample.py                                    write something from nothing
+    python sample.py "def fibonacci(n):"                go on from a prompt; '-' reads the prompt from stdin
+    python sample.py --interactive                      a prompt a line; the model remembers the lines before
+    python sample.py --score=FILE                       bits per byte over a file, read as one stream of any length
+
+Text goes to stdout as it comes; speed and the size of the model's state go to stderr. A recurrent memory's state has the same
+size after ten tokens and after a million; attention keeps the last block_size tokens.
+
+Does NOT include: chat templates, batched serving.
+"""
+import codecs
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+import data
+from cli import UsageError, UserError, build, check, one_line_errors, read_args
+from model import load_checkpoint, load_model, pick_device, state_bytes
+
+one_line_errors()
+
+# -----------------------------------------------------------------------------
+# knobs
+
+
+@dataclass
+class Sample:
+    """The sample"""
+    prompt: str = ''                    # what to go on from (the bare word); '-' reads it from stdin
+    out_dir: str = 'out'                # the folder of the checkpoint
+    max_new_tokens: int = 500           # tokens to write
+    temperature: float = 0.8            # 0 always takes the most likely token; 1 samples what the model believes
+    top_k: int = 0                      # sample among the k most likely tokens (0 = all)
+    top_p: float = 1.0                  # sample among the fewest tokens that together have this probability
+    stop: bool = True                   # end at the end-of-text token
+    num_samples: int = 1                # texts to write
+    seed: int = 1337                    # of the samples
+    interactive: bool = False           # read prompts from the terminal, a line each
+    score: str = ''                     # a file to measure instead of writing
+    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+
+    def __post_init__(self):
+        check(self.max_new_tokens >= 1, f'--max_new_tokens must be at least 1, not {self.max_new_tokens}')
+        check(self.num_samples >= 1, f'--num_samples must be at least 1, not {self.num_samples}')
+        check(0 <= self.temperature < math.inf, f'--temperature must be at least 0, not {self.temperature}')
+        check(self.top_k >= 0, f'--top_k must be at least 0, not {self.top_k}')
+        check(0 < self.top_p <= 1, f'--top_p must be above 0 and at most 1, not {self.top_p}')
+
+
+given = read_args([Sample], sys.argv[1:], positional='prompt')
+args, = build([Sample], given)
+if sum((bool(args.score), args.interactive, 'prompt' in given)) > 1:
+    raise UsageError('give one of a prompt, --interactive and --score')
+
+# -----------------------------------------------------------------------------
+# the model
+
+device = pick_device(args.device)
+ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
+checkpoint = load_checkpoint(ckpt_path, device)
+model = load_model(checkpoint, device).eval()
+enc = data.get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
+block_size = model.config.block_size
+if enc.n_vocab != model.config.vocab_size:
+    raise UserError(f"the tokenizer in {args.out_dir} has {enc.n_vocab} tokens and the model {model.config.vocab_size}; "
+                    "they are not of the same run")
+
+
+def note(*words):
+    print(*words, file=sys.stderr, flush=True)
+
+
+def as_idx(tokens):
+    """Token ids -> (1, T) on the device."""
+    return torch.tensor([list(tokens)], dtype=torch.long, device=device)
+
+
+# -----------------------------------------------------------------------------
+# writing
+
+
+def write(tokens, state, generator):
+    """Go on from tokens, streaming text to stdout. Returns the tokens that are yet to be read and the state before them."""
+    decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')       # a character may span several tokens
+    stop_token = enc.eot_token if args.stop else None
+    start, n, token = time.perf_counter(), 0, None
+    for token, state in model.stream(as_idx(tokens), args.max_new_tokens, args.temperature, args.top_k, args.top_p,
+                                     stop_token, generator, state):
+        n, token = n + 1, token.item()
+        if token != enc.eot_token:
+            print(decoder.decode(enc.decode_single_token_bytes(token)), end='', flush=True)
+    print(decoder.decode(b'', final=True), flush=True)
+    note(f'[{n} tokens, {n / (time.perf_counter() - start):.0f} tok/s, state {state_bytes(state) / 1024:.0f} KiB]')
+    return [token], state
+
+
+def prompt_tokens(text):
+    """Bytes of a prompt -> token ids, or a UserError if there is nothing in it or more than attention can see."""
+    tokens = data.encode(enc, text).tolist()
+    if not tokens:
+        raise UserError('the prompt is empty; leave it out to write from nothing')
+    if model.config.mixer == 'attention' and len(tokens) > block_size:
+        raise UserError(f'the prompt has {len(tokens)} tokens, but this attention model sees {block_size} (its block_size); '
+                        'shorten it, or use a model with a recurrent mixer')
+    return tokens
+
+
+# -----------------------------------------------------------------------------
+# scoring
+
+
+@torch.no_grad()
+def score(path):
+    """Bits per byte over a file: every token is predicted from all that came before it, beginning from an end-of-text token."""
+    try:
+        file, size = open(path, 'rb'), os.path.getsize(path)
+    except OSError as error:
+        raise UserError(f'cannot read {path}: {error.strerror}') from None
+    if size == 0:
+        raise UserError(f'{path} is empty; there is nothing to score')
+    nats, tokens_read, bytes_read, state, last, start = 0.0, 0, 0, None, enc.eot_token, time.perf_counter()
+    while piece := file.read(1 << 20):                  # in pieces, so that memory stays constant for a file of any length
+        tokens = data.encode(enc, piece).tolist()
+        for i in range(0, len(tokens), block_size):
+            part = tokens[i:i + block_size]
+            _, loss, state = model(as_idx([last] + part[:-1]), as_idx(part), state)
+            nats, tokens_read, last = nats + loss.item() * len(part), tokens_read + len(part), part[-1]
+            if sys.stderr.isatty():
+                print(f'\r{tokens_read:,} tokens, {nats / tokens_read:.4f} nats per token ', end='', file=sys.stderr, flush=True)
+        bytes_read += len(piece)
+    if sys.stderr.isatty():
+        note()
+    for key, value in (('file', path), ('bytes', bytes_read), ('tokens', tokens_read), ('nats_per_token', f'{nats / tokens_read:.4f}'),
+                       ('bits_per_byte', f'{nats / math.log(2) / bytes_read:.4f}'),
+                       ('tokens_per_second', f'{tokens_read / (time.perf_counter() - start):.0f}'), ('state_bytes', state_bytes(state))):
+        print(f"{key + ':':<20}{value}")
+
+
+# -----------------------------------------------------------------------------
+# go
+
+rng = torch.Generator(device=device).manual_seed(args.seed)
+if args.score:
+    score(args.score)
+elif args.interactive:
+    note('a prompt a line; the model goes on from all lines so far. Ctrl-D ends.')
+    pending, state = [], None
+    while True:
+        try:
+            line = input('> ')
+        except (EOFError, KeyboardInterrupt):
+            note()
+            break
+        tokens = data.encode(enc, os.fsencode(line + '\n')).tolist()
+        pending, state = write(pending + tokens, state, rng)
+else:
+    if 'prompt' in given:
+        text = sys.stdin.buffer.read() if args.prompt == '-' else os.fsencode(args.prompt)
+        tokens = prompt_tokens(text)
+    else:
+        text, tokens = b'', [enc.eot_token]
+    for i in range(args.num_samples):
+        if args.num_samples > 1:
+            note(f'--- sample {i + 1} of {args.num_samples}')
+        print(text.decode(errors='replace'), end='', flush=True)
+        write(tokens, None, rng)

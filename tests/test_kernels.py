@@ -1,0 +1,122 @@
+"""The chain of truth: autograd of the written loss == token loop == chunked == compiled; outputs, final state, every gradient."""
+import shutil
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_near
+
+from kernels import causal_conv, delta_rule, delta_rule_ref, example, forward_backward
+
+NAMES = ('y', 'state', 'dq', 'dk', 'de', 'da', 'db', 'dc', 'dstate')
+
+
+@pytest.mark.parametrize('T, C', [(1, 8), (7, 8), (8, 8), (63, 16), (100, 64), (130, 64), (65, 1), (20, 64)])
+def test_chunked_equals_token_loop(T, C):
+    inputs = example(2, 3, T, 5, torch.float64)
+    for name, got, want in zip(NAMES, forward_backward(delta_rule, inputs, chunk_size=C), forward_backward(delta_rule_ref, inputs)):
+        assert_near(name, got, want, 1e-12)
+
+
+def test_chunked_equals_token_loop_float32():
+    """In single precision against the double-precision loop, so that the chunked form's own rounding is what is measured."""
+    single = example(2, 2, 300, 16)
+    double = [x.detach().double().requires_grad_() for x in single]
+    for name, got, want in zip(NAMES, forward_backward(delta_rule, single), forward_backward(delta_rule_ref, double)):
+        assert_near(name, got, want, 1e-5)
+
+
+@pytest.mark.parametrize('rates', ['...', 'a..', '.b.', '..c', 'ab.', 'a.c', '.bc', 'abc'])
+@pytest.mark.parametrize('with_state', [False, True])
+def test_left_out_rates_are_one_zero_one(rates, with_state):
+    """None stands for a = 1, b = 0, c = 1 and no state for zeros, in both forms, also where value and key widths differ."""
+    q, k, _, a, b, c, _ = example(2, 2, 37, 6, torch.float64)
+    e, state = torch.randn(2, 2, 37, 4, dtype=torch.float64), torch.randn(2, 2, 4, 6, dtype=torch.float64)
+    short = [x if name in rates else None for name, x in zip('abc', (a, b, c))]
+    full = [x if name in rates else torch.full_like(x, default) for name, x, default in zip('abc', (a, b, c), (1.0, 0.0, 1.0))]
+    want = delta_rule_ref(q, k, e, *full, state if with_state else torch.zeros_like(state))
+    for f in (delta_rule_ref, lambda *args: delta_rule(*args, chunk_size=16)):
+        for name, got, right in zip(('y', 'state'), f(q, k, e, *short, state if with_state else None), want):
+            assert_near(name, got, right, 1e-12)
+
+
+def test_token_loop_is_the_written_equation():
+    """One token at a time, S_t = S (a I - b k k^T) + c e k^T with the matrices written out."""
+    q, k, e, a, b, c, S = (x.detach() for x in example(1, 1, 9, 4, torch.float64))
+    y, last = delta_rule_ref(q, k, e, a, b, c, S)
+    S, eye = S[0, 0], torch.eye(4, dtype=torch.float64)
+    for t in range(9):
+        k_t, e_t = k[0, 0, t, :, None], e[0, 0, t, :, None]
+        S = S @ (a[0, 0, t] * eye - b[0, 0, t] * k_t @ k_t.T) + c[0, 0, t] * e_t @ k_t.T
+        assert_near('y', y[0, 0, t], S @ q[0, 0, t], 1e-12)
+    assert_near('state', last[0, 0], S, 1e-12)
+
+
+def test_write_is_a_gradient_step():
+    """With b = c = beta and a = 1 a token is one step of gradient descent on |S k - v|^2 / 2, taken here by autograd."""
+    _, k, v, _, beta, _, S = (x.detach() for x in example(1, 1, 12, 4, torch.float64))
+    _, last = delta_rule(None, k, v, None, beta, beta, S, chunk_size=5)
+    S = S[0, 0].clone().requires_grad_()
+    for t in range(12):
+        loss = 0.5 * (S @ k[0, 0, t] - v[0, 0, t]).square().sum()
+        S = (S - beta[0, 0, t] * torch.autograd.grad(loss, S)[0]).detach().requires_grad_()
+    assert_near('state', last[0, 0], S.detach(), 1e-12)
+
+
+def test_backward_of_backward():
+    """Gradients of gradients exist and are right: a memory's start can be learned through its writes."""
+    inputs = [x.detach()[:, :, :5].requires_grad_() for x in example(1, 1, 6, 2, torch.float64)[:6]]
+    assert torch.autograd.gradgradcheck(lambda *x: delta_rule(*x, chunk_size=3), inputs)
+
+
+def test_no_overflow_when_forgetting_fast():
+    """Retention of 1e-6 for a whole chunk: exp(-884) must not meet exp(+884)."""
+    inputs = example(1, 2, 130, 8)
+    with torch.no_grad():
+        inputs[3][:, :, 20:100] = 1e-6
+    double = [x.detach().double().requires_grad_() for x in inputs]
+    for name, got, want in zip(NAMES, forward_backward(delta_rule, inputs), forward_backward(delta_rule_ref, double)):
+        assert torch.isfinite(got).all(), name
+        if name in ('y', 'state', 'dq', 'dk', 'de', 'dc', 'dstate'):
+            assert_near(name, got, want, 1e-4)
+
+
+def test_no_queries():
+    q, k, e, a, b, c, S = example(1, 2, 19, 4)
+    y, state = delta_rule(None, k, e, a, b, c, S, chunk_size=8)
+    assert y is None
+    assert_near('state', state, delta_rule(q, k, e, a, b, c, S, chunk_size=8)[1], 1e-6)
+
+
+def test_autocast_keeps_the_state_in_float32():
+    q, k, e, a, b, c, S = (x.detach() for x in example(1, 2, 50, 8))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y, state = delta_rule(q.bfloat16(), k.bfloat16(), e.bfloat16(), a, b, c, S)
+    assert y.dtype == torch.bfloat16 and state.dtype == torch.float32
+    assert_near('y', y, delta_rule_ref(q, k, e, a, b, c, S)[0], 2e-2)
+
+
+def test_wrong_shapes_are_named():
+    q, k, e, a, b, c, S = example(1, 2, 5, 4)
+    with pytest.raises(AssertionError, match='b must be'):
+        delta_rule(q, k, e, a, b[:, :, :3], c, S)
+    with pytest.raises(AssertionError, match='state must be'):
+        delta_rule(q, k, e, a, b, c, S[:, :1])
+
+
+def test_convolution():
+    x, weight = torch.randn(2, 11, 6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    y, tail = causal_conv(x, weight)
+    assert_near('y', y, F.conv1d(F.pad(x.mT, (3, 0)), weight[:, None], groups=6).mT, 1e-12)
+    first, state = causal_conv(x[:, :2], weight)            # fewer tokens than the tail is long
+    second, state = causal_conv(x[:, 2:], weight, state)
+    assert_near('split', torch.cat([first, second], 1), y, 1e-12)
+    assert_near('tail', state, tail, 1e-12)
+
+
+@pytest.mark.skipif(shutil.which('g++') is None, reason='torch.compile on a CPU needs a C++ compiler')
+def test_compiled_equals_eager():
+    inputs = example(1, 2, 40, 8)
+    compiled = torch.compile(delta_rule, fullgraph=True)
+    for name, got, want in zip(NAMES, forward_backward(compiled, inputs, chunk_size=16), forward_backward(delta_rule, inputs, chunk_size=16)):
+        assert_near(name, got, want, 1e-5)

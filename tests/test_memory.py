@@ -1,0 +1,163 @@
+"""Every memory: the formula of its own paper, whole == split == one token at a time, causality, a gradient over 200 tokens."""
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_near
+
+from memory import MIXERS, RECURRENT, TTT_CHUNK, recall, remember
+from model import Config, Hope
+
+
+def tiny(mixer, **kwargs):
+    torch.manual_seed(0)
+    kwargs = {'n_layer': 1, 'n_embd': 16, 'n_head': 2, 'block_size': 400, 'chunk_size': 8, **kwargs}
+    return Hope(Config(mixer=mixer, **kwargs)).double()
+
+
+def layer_and_input(mixer, T=45, **kwargs):
+    layer = tiny(mixer, **kwargs).blocks[0].mixer
+    with torch.no_grad():                                   # away from the neutral start: gates that depend on the token
+        for p in layer.parameters():
+            p += 0.3 * torch.randn_like(p)
+    return layer, torch.randn(2, T, 16, dtype=torch.float64)
+
+
+def qkv(n, Dk, Dv):
+    g = torch.Generator().manual_seed(1)
+    q, k, v = (torch.randn(n, d, generator=g, dtype=torch.float64) for d in (Dk, Dk, Dv))
+    alpha, beta = torch.rand(2, n, generator=g, dtype=torch.float64)
+    return F.normalize(q, dim=-1), F.normalize(k, dim=-1), v, alpha, beta
+
+
+# What each paper prints, for one head; states are (Dv, Dk).
+def linear(q, k, v, alpha, beta, t):
+    return sum(torch.outer(v[s], k[s]) for s in range(t + 1)) @ q[t]
+
+
+def retnet(q, k, v, alpha, beta, t):                        # a fixed decay per head
+    return sum(alpha[0] ** (t - s) * (q[t] @ k[s]) * v[s] for s in range(t + 1))
+
+
+def gla(q, k, v, alpha, beta, t):                           # Mamba-2: decay exp(-dt), input scaled by dt
+    dt = -alpha.log()
+    return sum(torch.exp(-dt[s + 1:t + 1].sum()) * dt[s] * (q[t] @ k[s]) * v[s] for s in range(t + 1))
+
+
+def deltanet(q, k, v, alpha, beta, t):                      # v_new = beta v + (1 - beta) v_old, written in v_old's place
+    S = torch.zeros(v.shape[1], k.shape[1], dtype=v.dtype)
+    for s in range(t + 1):
+        v_old = S @ k[s]
+        S = S - torch.outer(v_old, k[s]) + torch.outer(beta[s] * v[s] + (1 - beta[s]) * v_old, k[s])
+    return S @ q[t]
+
+
+def gated_deltanet(q, k, v, alpha, beta, t):                # S = S alpha (I - beta k k^T) + beta v k^T
+    S, eye = torch.zeros(v.shape[1], k.shape[1], dtype=v.dtype), torch.eye(k.shape[1], dtype=v.dtype)
+    for s in range(t + 1):
+        S = S @ (alpha[s] * (eye - beta[s] * torch.outer(k[s], k[s]))) + beta[s] * torch.outer(v[s], k[s])
+    return S @ q[t]
+
+
+def ttt(q, k, v, alpha, beta, t):                           # mini-batch gradient descent on |S k - v|^2 / 2, by autograd
+    S = torch.zeros(v.shape[1], k.shape[1], dtype=v.dtype)
+    for start in range(0, t + 1, TTT_CHUNK):
+        anchor = S.clone().requires_grad_()
+        for s in range(start, min(start + TTT_CHUNK, t + 1)):
+            gradient, = torch.autograd.grad(0.5 * (anchor @ k[s] - v[s]).square().sum(), anchor)
+            S = S - beta[s] * 2 / TTT_CHUNK * gradient
+    return S @ q[t]
+
+
+@pytest.mark.parametrize('rule', RECURRENT)
+def test_formula_of_its_paper(rule):
+    q, k, v, alpha, beta = qkv(37, 6, 5)
+    if rule == 'retnet':
+        alpha = alpha[:1].expand(37)
+    S = torch.zeros(1, 1, 5, 6, dtype=torch.float64)
+    y, _ = remember(rule, *(x[None, None] for x in (q, k, v, alpha, beta)), {'S': S, 'S_xi': S, 'place': 0}, chunk_size=8)
+    formula = globals()[rule]
+    assert_near(rule, y[0, 0], torch.stack([formula(q, k, v, alpha, beta, t) for t in range(37)]), 1e-12)
+
+
+def test_attention_is_softmax_over_a_window():
+    """Against the sum written out, rotary places counted from the first token, block_size tokens seen."""
+    layer, x = layer_and_input('attention', T=30, block_size=12)
+    y, _ = layer(x)
+    B, T, D = x.shape
+    q, k, v = layer.qkv(x).view(B, T, 3, 2, 8).permute(2, 0, 3, 1, 4)
+    q, k = layer.q_norm(q), layer.k_norm(k)
+    turn = torch.exp(1j * torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4))    # (T, Dk/2)
+    q, k = (torch.complex(z[..., :4], z[..., 4:]) * turn for z in (q, k))
+    want = torch.zeros_like(v)
+    for t in range(T):
+        first = max(0, t - 11)
+        scores = (q[:, :, t, None] * k[:, :, first:t + 1].conj()).real.sum(-1) / 8 ** 0.5
+        want[:, :, t] = (scores.softmax(-1)[..., None] * v[:, :, first:t + 1]).sum(2)
+    assert_near('y', y, layer.out(want.transpose(1, 2).reshape(B, T, D)), 1e-6)
+
+
+@pytest.mark.parametrize('mixer', MIXERS)
+@pytest.mark.parametrize('cuts', [[1] * 45, [5, 20, 1, 19], [16, 16, 13], [3, 42]])
+def test_whole_equals_split(mixer, cuts):
+    """block_size 20 < 45 tokens: attention's window slides as well."""
+    layer, x = layer_and_input(mixer, block_size=20)
+    y, last = layer(x)
+    parts, state = [], None
+    for part in x.split(cuts, dim=1):
+        y_part, state = layer(part, state)
+        parts.append(y_part)
+    assert_near('y', torch.cat(parts, 1), y, 1e-10)
+    for key, value in last.items():
+        if torch.is_tensor(value):
+            assert_near(key, state[key], value, 1e-10)
+        else:
+            assert state[key] == value
+
+
+@pytest.mark.parametrize('mixer', MIXERS)
+@pytest.mark.parametrize('chunk_size', [1, 8, 64])
+def test_causality(mixer, chunk_size):
+    """Changing token 23 leaves every output before it untouched, and changes its own."""
+    layer, x = layer_and_input(mixer, chunk_size=chunk_size)
+    y = layer(x)[0]
+    x2 = x.clone()
+    x2[:, 23] += 1
+    y2 = layer(x2)[0]
+    assert torch.equal(y[:, :23], y2[:, :23])
+    assert (y[:, 23] != y2[:, 23]).any()
+
+
+@pytest.mark.parametrize('mixer', RECURRENT)
+def test_gradient_over_200_tokens(mixer):
+    """From the loss at token 230 to the input at token 30, at the default start and through a whole model."""
+    model = tiny(mixer, n_layer=2, chunk_size=32)
+    x = torch.randn(1, 231, 16, dtype=torch.float64, requires_grad=True)
+    h = x
+    for block in model.blocks:
+        h, _ = block(h)
+    loss = F.cross_entropy(model.head(model.norm(h))[:, 230], torch.tensor([5]))
+    gradient, = torch.autograd.grad(loss, x)
+    assert gradient[0, 30].norm() > 1e-9, gradient[0, 30].norm()
+
+
+@pytest.mark.parametrize('mixer', MIXERS)
+def test_streams_of_a_batch_do_not_mix(mixer):
+    layer, x = layer_and_input(mixer)
+    y = layer(x)[0]
+    assert_near('row alone', layer(x[1:])[0], y[1:], 1e-10)
+
+
+@pytest.mark.parametrize('mixer', MIXERS)
+def test_every_parameter_learns(mixer):
+    model = tiny(mixer, n_layer=2)
+    idx = torch.randint(257, (2, 40))
+    model(idx[:, :-1], idx[:, 1:])[1].backward()
+    for name, p in model.named_parameters():
+        assert p.grad is not None and p.grad.abs().max() > 0, name
+
+
+def test_recall_table():
+    """What `python memory.py` claims: the delta rule holds what a sum cannot, attention holds everything."""
+    assert recall('attention', 128) == 1.0 and recall('attention', 128, alike=0.5) == 1.0
+    assert recall('deltanet', 32, alike=0.5) > 1.5 * recall('linear', 32, alike=0.5)
+    assert recall('deltanet', 16, again=16) > 0.9 > 0.7 > recall('linear', 16, again=16)
