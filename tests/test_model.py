@@ -1,0 +1,200 @@
+"""The model around the memories: splits, generation, sampling, checkpoints that are plain data, errors that name what is wrong."""
+import dataclasses
+import os
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_near
+
+from cli import UserError, atomic_write
+from memory import MIXERS, RECURRENT
+from model import Config, Hope, load_checkpoint, load_model, sample, save_checkpoint, state_bytes
+
+
+def tiny(mixer='gated_deltanet', **kwargs):
+    torch.manual_seed(0)
+    return Hope(Config(**{'mixer': mixer, 'n_layer': 2, 'n_embd': 16, 'n_head': 2, 'block_size': 24, 'chunk_size': 8, **kwargs}))
+
+
+def ids(B, T, V=257):
+    return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize('mixer', MIXERS)
+def test_whole_equals_split_and_init_state_is_none(mixer):
+    model, idx = tiny(mixer).double(), ids(2, 61)
+    whole, _, _ = model(idx)
+    state, parts = model.init_state(2), []
+    for part in idx.split([24, 1, 7, 29], dim=1):
+        logits, _, state = model(part, state=state)
+        parts.append(logits)
+    assert_near('logits', torch.cat(parts, 1), whole, 1e-9)
+
+
+def test_loss_is_nats_per_token_and_skips_minus_one():
+    model, idx = tiny(), ids(2, 10)
+    targets = idx.roll(-1, 1)
+    targets[:, 6:] = -1
+    logits, loss, _ = model(idx, targets)
+    assert_near('loss', loss, F.cross_entropy(logits[:, :6].flatten(0, 1), targets[:, :6].flatten()), 1e-6)
+    assert abs(loss.item() - 5.55) < 0.1, 'an untrained model should be close to log(257)'
+
+
+@pytest.mark.parametrize('mixer', ['gated_deltanet', 'ttt', 'attention'])
+def test_cached_generation_equals_recomputing_everything(mixer):
+    model, idx = tiny(mixer, block_size=64).double(), ids(2, 9)
+    got = model.generate(idx, 20, temperature=0)
+    for _ in range(20):
+        idx = torch.cat([idx, model(idx)[0][:, -1:].argmax(-1)], dim=1)
+    assert torch.equal(got, idx)
+
+
+def test_generation_depends_on_its_generator_alone():
+    model, idx = tiny(), ids(1, 5)
+    runs = []
+    for other in (1, 2):
+        torch.manual_seed(other)
+        runs.append(model.generate(idx, 30, generator=torch.Generator().manual_seed(7)))
+    assert torch.equal(*runs)
+    assert not torch.equal(runs[0], model.generate(idx, 30, generator=torch.Generator().manual_seed(8)))
+
+
+def test_stop_token_ends_a_row_and_then_the_batch():
+    model, idx = tiny(), ids(3, 4)
+    free = model.generate(idx, 200, generator=torch.Generator().manual_seed(0))
+    stop = free[0, 10].item()
+    out = model.generate(idx, 200, stop_token=stop, generator=torch.Generator().manual_seed(0))
+    first = (out[0, 4:] == stop).nonzero()[0].item()
+    assert (out[0, 4 + first:] == stop).all()
+    if out.shape[1] < 204:
+        assert (out[:, -1] == stop).all()
+
+
+def test_sampling_cuts():
+    logits = torch.tensor([[2.0, 1.0, 0.0, -1.0]])
+    p = logits.softmax(-1)[0]
+    rng = torch.Generator().manual_seed(0)
+    def drawn(**kwargs): return torch.cat([sample(logits, generator=rng, **kwargs) for _ in range(3000)])
+    assert (drawn(temperature=0) == 0).all()
+    counts = drawn().bincount(minlength=4) / 3000
+    assert (counts - p).abs().max() < 0.04
+    assert set(drawn(top_k=2).tolist()) == {0, 1}
+    assert set(drawn(top_p=0.7).tolist()) == {0, 1}, 'the most likely alone has 0.64 < 0.7, two have 0.88'
+    assert set(drawn(top_p=0.6).tolist()) == {0}
+    assert set(drawn(top_k=100).tolist()) == {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize('mixer', RECURRENT)
+def test_recurrent_state_is_constant(mixer):
+    model = tiny(mixer)
+    sizes = [state_bytes(model.read(ids(1, T))[1]) for T in (1, 30, 500)]
+    assert len(set(sizes)) == 1 and sizes[0] > 0
+
+
+def test_attention_state_stops_at_the_block_size():
+    model = tiny('attention')
+    sizes = [state_bytes(model.read(ids(1, T))[1]) for T in (1, 23, 24, 500)]
+    assert sizes[0] < sizes[1] == sizes[2] == sizes[3]
+
+
+def test_logits_stay_finite_after_many_tokens():
+    for mixer in RECURRENT:
+        logits, state = tiny(mixer, block_size=2000, chunk_size=64).read(ids(1, 20_000))
+        assert torch.isfinite(logits).all() and all(torch.isfinite(layer['S']).all() for layer in state), mixer
+
+
+def test_bf16_autocast_is_close():
+    for mixer in MIXERS:
+        model, idx = tiny(mixer), ids(2, 40)
+        want, _, _ = model(idx)
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            got, loss, state = model(idx, idx)
+        loss.backward()
+        assert got.dtype == torch.float32 and loss.dtype == torch.float32
+        assert_near(mixer, got, want, 6e-2)
+
+
+def test_tied_head():
+    model = tiny(tie_head=True)
+    assert model.head.weight is model.embed.weight
+    assert tiny().num_params() - model.num_params() == 257 * 16
+    assert tiny().flops_per_token(24) == model.flops_per_token(24)
+
+
+def test_flops_count_every_matrix_once():
+    model = tiny('linear', n_layer=1)
+    matrices = sum(p.numel() for name, p in model.named_parameters() if name.endswith('weight') and p.dim() == 2) - 257 * 16
+    beyond = model.flops_per_token(24) / 3 - 2 * matrices
+    assert 0 < beyond < 0.5 * 2 * matrices
+
+
+def test_prompt_errors():
+    model = tiny()
+    with pytest.raises(UserError, match='token id 300 is outside the vocabulary of 257'):
+        model.generate(torch.tensor([[1, 300]]), 5)
+    with pytest.raises(UserError, match='token id -1 '):
+        model.generate(torch.tensor([[-1, 3]]), 5)
+    with pytest.raises(UserError, match='empty'):
+        model.generate(torch.zeros(1, 0, dtype=torch.long), 5)
+
+
+@pytest.mark.parametrize('kwargs, named', [({'mixer': 'mamba'}, 'mixer'), ({'n_embd': 30, 'n_head': 4}, 'n_embd'),
+                                           ({'n_layer': 0}, 'n_layer'), ({'chunk_size': 0}, 'chunk_size')])
+def test_config_refuses(kwargs, named):
+    with pytest.raises(ValueError, match=named):
+        Config(**kwargs)
+
+
+# ---- checkpoints
+
+
+def test_checkpoint_round_trip(tmp_path):
+    model, path = tiny(), tmp_path / 'ckpt.pt'
+    save_checkpoint(path, {'model': model.state_dict(), 'config': dataclasses.asdict(model.config)})
+    again = load_model(load_checkpoint(path))
+    assert torch.equal(model(ids(1, 9))[0], again(ids(1, 9))[0])
+    assert os.listdir(tmp_path) == ['ckpt.pt']
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (os.environ['EVIL'],)
+
+
+def test_damaged_foreign_and_evil_checkpoints(tmp_path, monkeypatch):
+    model, path = tiny(), tmp_path / 'ckpt.pt'
+    good = {'model': model.state_dict(), 'config': dataclasses.asdict(model.config)}
+    save_checkpoint(path, good)
+    whole = path.read_bytes()
+    for damaged in (whole[:len(whole) // 2], b'', b'hello', pickle.dumps({'a': 1})):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match='damaged or not a checkpoint|not a checkpoint of this project'):
+            load_checkpoint(path)
+    torch.save({'model': {}}, path)
+    with pytest.raises(UserError, match='not a checkpoint of this project'):
+        load_checkpoint(path)
+    monkeypatch.setenv('EVIL', str(tmp_path / 'ran'))
+    torch.save({'format': 'nested-learning-1', 'model': Evil()}, path)
+    with pytest.raises(UserError, match='damaged or not a checkpoint'):
+        load_checkpoint(path)
+    assert not (tmp_path / 'ran').exists(), 'loading ran code from the checkpoint'
+    with pytest.raises(UserError, match='there is no checkpoint'):
+        load_checkpoint(tmp_path / 'none.pt')
+    for wrong in ({'n_embd': 32}, {'n_wings': 2}):
+        with pytest.raises(UserError, match='does not fit'):
+            load_model({**good, 'config': {**good['config'], **wrong}})
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'file'
+    path.write_bytes(b'old')
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_write(path) as file:
+            file.write(b'half of the n')
+            raise KeyboardInterrupt
+    with pytest.raises(UserError, match='could not write'):
+        with atomic_write(path) as file:
+            raise OSError(28, 'No space left on device')
+    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['file']

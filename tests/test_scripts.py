@@ -1,0 +1,254 @@
+"""The shell commands end to end: train, sample, score, resume bit for bit, two processes as one, and every wrong input."""
+import contextlib
+import json
+import os
+import resource
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from cli import UserError, draw_curve
+
+TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=64', '--batch_size=4', '--learning_rate=1e-2', '--warmup_steps=5',
+        '--max_steps=40', '--eval_every=20', '--eval_batches=2', '--sample_tokens=8', '--device=cpu']
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp('text') / 'text.txt'
+    path.write_text(''.join(f'line {i}: the answer to {i % 7} is {i % 7 * 6}.\n' for i in range(1000)))
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def trained(text, tmp_path_factory):
+    """One finished run that several tests look at: its folder and what it printed."""
+    out_dir = str(tmp_path_factory.mktemp('run') / 'out')
+    return out_dir, shell('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY).stdout
+
+
+def shell(script, *args, code=0, **kwargs):
+    """Run a script as a user would; a wrong exit code shows what it printed."""
+    done = subprocess.run([sys.executable, os.path.join(ROOT, script), *args], capture_output=True, text=True, timeout=120, **kwargs)
+    assert done.returncode == code, f'exit code {done.returncode}\n{done.stdout}\n{done.stderr}'
+    return done
+
+
+def inside(script, *args):
+    """Run a script in this process, which saves starting Python; its UserError comes out as it is."""
+    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
+    argv, hook = sys.argv, sys.excepthook
+    sys.argv = [script, *args]
+    try:
+        return runpy.run_path(os.path.join(ROOT, script), run_name='__main__')
+    finally:
+        sys.argv, sys.excepthook = argv, hook
+        for s, handler in handlers:
+            signal.signal(s, handler)
+
+
+def losses(out_dir):
+    """{step: loss} from the log; a step that stands there twice fails."""
+    with open(os.path.join(out_dir, 'log.jsonl')) as file:
+        steps = [(line['step'], line['loss']) for line in map(json.loads, file) if 'loss' in line]
+    assert len(steps) == len(dict(steps)), 'a step is logged twice'
+    return dict(steps)
+
+
+def test_train_prints_what_it_should(trained):
+    out_dir, stdout = trained
+    curve = losses(out_dir)
+    assert list(curve) == list(range(1, 41))
+    assert curve[40] < curve[1] - 2, f'{curve[1]} -> {curve[40]}'
+    assert 'step      40/40 | loss' in stdout and 'left 0:00:00' in stdout and 'eval      20/40' in stdout
+    block = dict(line.split(':', 1) for line in stdout[stdout.index('mixer:'):].splitlines())
+    assert float(block['val_bpb']) < 4 and block['tokens'].strip() == str(40 * 4 * 64)
+    with open(os.path.join(out_dir, 'log.jsonl')) as file:
+        header = json.loads(file.readline())
+    assert header['config']['n_embd'] == 32 and header['run']['max_steps'] == 40 and 'commit' in header
+    assert sorted(os.listdir(out_dir)) == ['ckpt.pt', 'log.jsonl'], 'no temporary files stay behind'
+
+
+def test_sample_and_score(trained, text):
+    out_dir, _ = trained
+    args = (f'--out_dir={out_dir}', '--device=cpu')
+    one = shell('sample.py', 'line 12: ', '--max_new_tokens=30', *args)
+    assert one.stdout.startswith('line 12: ') and 'tok/s, state' in one.stderr
+    assert shell('sample.py', '-', '--max_new_tokens=30', *args, input='line 12: ').stdout == one.stdout, 'the same seed, from stdin'
+    talk = shell('sample.py', '--interactive', '--max_new_tokens=5', *args, input='line 1\nline 2\n')
+    assert talk.stderr.count('tok/s, state') == 2
+    score = dict(line.split(':', 1) for line in shell('sample.py', f'--score={text}', *args).stdout.splitlines())
+    assert int(score['bytes']) == os.path.getsize(text) and float(score['bits_per_byte']) < 4
+
+
+def test_score_is_the_mean_over_one_pass(trained, tmp_path, capsys):
+    """Against the whole file given to the model at once, with no state carried."""
+    out_dir, _ = trained
+    file = tmp_path / 'some.txt'
+    file.write_bytes(b'line 3: the answer to 3 is 18.\n' * 9 + b'\xff\xfe')
+    script = inside('sample.py', f'--score={file}', f'--out_dir={out_dir}', '--device=cpu')
+    ids = torch.tensor([[256] + list(file.read_bytes())])
+    want = script['model'](ids[:, :-1], ids[:, 1:])[1].item()
+    printed = dict(line.split(':', 1) for line in capsys.readouterr().out.splitlines())
+    assert abs(float(printed['nats_per_token']) - want) < 1e-3
+
+
+def test_stopped_and_resumed_equals_never_stopped(trained, text, tmp_path):
+    """Ctrl-C in the middle, between two evaluations: losses and weights are the same bit for bit, and nothing is logged twice."""
+    out_dir = str(tmp_path / 'out')
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--data={text}', f'--out_dir={out_dir}', *TINY]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith('step      13/'):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    assert process.returncode == 0 and '--resume' in rest
+    assert 13 <= torch.load(os.path.join(out_dir, 'ckpt.pt'))['step'] < 40
+    shell('train.py', '--resume', f'--out_dir={out_dir}')
+    assert losses(out_dir) == losses(trained[0])
+    a, b = (torch.load(os.path.join(d, 'ckpt.pt')) for d in (out_dir, trained[0]))
+    assert all(torch.equal(a['model'][name], b['model'][name]) for name in b['model'])
+
+
+def test_evaluation_does_not_touch_training(trained, text, tmp_path):
+    out_dir = str(tmp_path / 'out')
+    inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *[a for a in TINY if 'eval_every' not in a], '--eval_every=7')
+    assert losses(out_dir) == losses(trained[0])
+
+
+def test_two_processes_equal_one(trained, text, tmp_path):
+    """The same batch cut over two processes and in two parts each; equal to rounding."""
+    out_dir = str(tmp_path / 'out')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', os.path.join(ROOT, 'train.py'),
+               f'--data={text}', f'--out_dir={out_dir}', '--grad_accum=2', *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    assert done.returncode == 0, done.stderr
+    one, two = losses(trained[0]), losses(out_dir)
+    assert max(abs(one[step] - two[step]) for step in one) < 1e-3
+    assert done.stdout.count('step      40/40') == 1, 'only one process prints'
+
+
+@pytest.mark.parametrize('mixer', ['attention', 'ttt'])
+def test_other_mixers_and_bpe(mixer, text, tmp_path):
+    out_dir = str(tmp_path / 'out')
+    inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY, f'--mixer={mixer}', '--tokenizer=bpe:300',
+           '--grad_accum=2', '--dtype=bfloat16', '--schedule=trapezoid')
+    assert losses(out_dir)[40] < losses(out_dir)[1] - 1.5
+    assert 'tokenizer.bpe' in os.listdir(out_dir)
+    assert shell('sample.py', 'line', f'--out_dir={out_dir}', '--max_new_tokens=5').stdout.startswith('line')
+
+
+# ---- wrong input
+
+
+@pytest.mark.parametrize('script, args, named', [
+    ('train.py', ['--learning_rat=1'], 'unknown option --learning_rat, did you mean --learning_rate'),
+    ('train.py', ['--max_steps=many'], "--max_steps takes a whole number, not 'many'"),
+    ('train.py', ['--max_steps'], '--max_steps needs a value'),
+    ('train.py', ['--max_steps=1', '--max_steps=2'], 'given twice'),
+    ('train.py', ['--resume=maybe'], "--resume takes true or false"),
+    ('train.py', ['-lr=1'], 'not understood'),
+    ('train.py', ['hello'], 'not understood'),
+    ('train.py', ['--vocab_size=3'], 'unknown option --vocab_size'),
+    ('train.py', ['--batch_size=0'], '--batch_size must be at least 1'),
+    ('train.py', ['--learning_rate=-1'], '--learning_rate must be above 0'),
+    ('train.py', ['--learning_rate=nan'], '--learning_rate must be above 0'),
+    ('train.py', ['--beta2=1'], '--beta2'),
+    ('train.py', ['--mixer=mamba'], '--mixer must be one of'),
+    ('train.py', ['--n_embd=100', '--n_head=3'], '--n_embd must be a multiple'),
+    ('train.py', ['--batch_size=4', '--grad_accum=3'], '--batch_size=4 must be a multiple'),
+    ('train.py', ['--preset=huge'], '--preset must be one of'),
+    ('train.py', ['--device=tpu'], "--device takes auto, cpu, cuda or mps, not 'tpu'"),
+    ('train.py', ['--data=/no/such/thing'], '/no/such/thing'),
+    ('train.py', ['--data=EMPTY'], 'EMPTY holds 0 bytes'),
+    ('train.py', ['--data=SHORT'], 'block_size'),
+    ('train.py', ['--tokenizer=words'], 'words'),
+    ('train.py', ['--tokenizer=bpe:100'], 'bpe'),
+    ('train.py', ['--resume'], 'there is no checkpoint'),
+    ('sample.py', ['--out_dir=/no/such'], 'there is no checkpoint'),
+    ('sample.py', ['--temperature=-1'], '--temperature'),
+    ('sample.py', ['--top_p=0'], '--top_p'),
+    ('sample.py', ['one', 'two'], 'quote a prompt'),
+    ('sample.py', ['hi', '--score=x'], 'give one of'),
+])
+def test_wrong_command_lines(script, args, named, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'EMPTY').write_bytes(b'')
+    (tmp_path / 'SHORT').write_bytes(b'too short for a block')
+    with pytest.raises(UserError, match='^[^\n]*$') as caught, contextlib.redirect_stdout(None):
+        inside(script, *args)
+    assert named in str(caught.value), str(caught.value)
+    assert caught.value.exit_code in (1, 2)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='needs a machine without a GPU')
+def test_errors_are_one_line_on_stderr(tmp_path):
+    done = shell('train.py', '--device=cuda', code=1, cwd=tmp_path)
+    assert done.stderr.startswith('error: --device=cuda, but') and done.stderr.count('\n') == 1 and not done.stdout
+    assert shell('sample.py', '--seed=x', code=2, cwd=tmp_path).stderr.count('\n') == 1
+
+
+def test_prompts_that_cannot_be(trained, text, tmp_path):
+    out_dir = str(tmp_path / 'attention')
+    inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY, '--mixer=attention', '--seed=1')
+    with pytest.raises(UserError, match='has 65 tokens, but this attention model sees 64'):
+        inside('sample.py', 'x' * 65, f'--out_dir={out_dir}')
+    inside('sample.py', 'x' * 65, f'--out_dir={trained[0]}', '--max_new_tokens=1')          # a recurrent memory reads any length
+    with pytest.raises(UserError, match='the prompt is empty'):
+        inside('sample.py', '', f'--out_dir={out_dir}')
+    with pytest.raises(UserError, match='cannot read'):
+        inside('sample.py', '--score=/no/such/file', f'--out_dir={out_dir}')
+
+
+def test_a_run_is_not_overwritten_or_mixed(trained, text, tmp_path):
+    out_dir = str(tmp_path / 'out')
+    shutil.copytree(trained[0], out_dir)
+    before = open(os.path.join(out_dir, 'ckpt.pt'), 'rb').read()
+    with pytest.raises(UserError, match='holds a run already'):
+        inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY)
+    for change in ('--n_embd=64', '--mixer=linear', '--data=python', '--seed=2', '--tokenizer=gpt2'):
+        with pytest.raises(UserError, match='cannot change it'):
+            inside('train.py', '--resume', f'--out_dir={out_dir}', change)
+    assert open(os.path.join(out_dir, 'ckpt.pt'), 'rb').read() == before
+    inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY, '--overwrite', '--cooldown=0.5')
+    assert losses(out_dir) == losses(trained[0])
+
+
+def test_changed_text_is_noticed(trained, text, tmp_path):
+    out_dir, copy = str(tmp_path / 'out'), str(tmp_path / 'text.txt')
+    shutil.copy(text, copy)
+    inside('train.py', f'--data={copy}', f'--out_dir={out_dir}', *TINY)
+    with open(copy, 'a') as file:
+        file.write('more')
+    with pytest.raises(UserError, match='not the one that'):
+        inside('train.py', '--resume', '--max_steps=50', f'--out_dir={out_dir}')
+
+
+def test_loss_that_is_not_finite_stops_the_run(text, tmp_path):
+    with pytest.raises(UserError, match='(?s)the loss is .*Try a lower --learning_rate'):
+        inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/out', *[a for a in TINY if 'rate' not in a],
+               '--learning_rate=1e20', '--grad_clip=0')
+
+
+def test_a_full_disk_keeps_the_old_checkpoint(trained, tmp_path):
+    out_dir = str(tmp_path / 'out')
+    shutil.copytree(trained[0], out_dir)
+    before = open(os.path.join(out_dir, 'ckpt.pt'), 'rb').read()
+    done = shell('train.py', '--resume', '--max_steps=45', f'--out_dir={out_dir}', code=1,
+                 preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000)))
+    assert 'could not write' in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    assert open(os.path.join(out_dir, 'ckpt.pt'), 'rb').read() == before
+    assert sorted(os.listdir(out_dir)) == ['ckpt.pt', 'log.jsonl']
+
+
+def test_curve():
+    curve = draw_curve([4.0, 3.0, 2.0, 1.0], height=4).splitlines()
+    assert [line.split('|')[1] for line in curve[:4]] == ['*   ', ' *  ', '  * ', '   *']
+    assert draw_curve([1.0]) and draw_curve([2.0] * 500)
