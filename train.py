@@ -155,9 +155,12 @@ def say(*words):
 
 if ddp and not main:
     dist.barrier()                                      # the main process downloads and learns the tokenizer first
-train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not main)
+train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not main,
+                                                   fresh=main and not run.resume)
 if ddp and main:
     dist.barrier()
+if main and not run.resume and os.path.exists(ckpt_path):
+    os.remove(ckpt_path)                                # --overwrite, and what is new could be read: the old run ends here
 if checkpoint and checkpoint['sha256'] != info['sha256']:
     raise UserError(f"the text of --data={run.data} is not the one that {ckpt_path} was trained on; a resumed run needs the same")
 bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token -> bits per byte

