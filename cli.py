@@ -74,15 +74,17 @@ def read_args(classes, argv, positional=None, hidden=()):
             raise UsageError(f"'{word}' is not understood; options are written --key=value, and --help lists them")
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            raise UsageError(f'unknown option --{key}' + (f', did you mean --{near[0]}?' if near else '; --help lists them all'))
+            hint = f', did you mean --{near[0]}?' if near else '; --help lists them all'
+            raise UsageError(f'unknown option --{key}{hint}')
         if key in given:
-            raise UsageError(f'--{key} is given twice' + (': quote a prompt of several words' if key == positional else ''))
+            hint = ': quote a prompt of several words' if key == positional else ''
+            raise UsageError(f'--{key} is given twice{hint}')
         given[key] = convert(key, fields[key].type, text if sep else None)
     return given
 
 
 def build(classes, values):
-    """One instance of each dataclass from {key: value}; a value that a __post_init__ refuses is a wrong command line."""
+    """One instance of each dataclass from {key: value}; what a __post_init__ refuses is a wrong command line."""
     try:
         return [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in classes]
     except ValueError as error:
@@ -117,7 +119,7 @@ def print_help(classes, hidden=()):
 
 
 def check(condition, message):
-    """For __post_init__: a value out of range becomes a ValueError with this message, which build reports in one line."""
+    """For __post_init__: a value out of range becomes a ValueError, which build reports in one line."""
     if not condition:
         raise ValueError(message)
 
@@ -129,8 +131,8 @@ def check(condition, message):
 @contextlib.contextmanager
 def atomic_write(path):
     """
-    A binary file to write to that becomes `path` only when the block ends well: whatever happens before, a crash, a full disk,
-    a Ctrl-C, the old file stays as it was. Raises UserError if the disk refuses.
+    A binary file to write to that becomes `path` only when the block ends well: whatever happens before, a crash,
+    a full disk, a Ctrl-C, the old file stays as it was. Raises UserError if the disk refuses.
     """
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
@@ -140,7 +142,8 @@ def atomic_write(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"could not write {path}: {error.strerror or error}; what was there before is untouched") from None
+        why = error.strerror or error
+        raise UserError(f'could not write {path}: {why}; what was there before is untouched') from None
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
@@ -153,7 +156,8 @@ def atomic_write(path):
 def draw_curve(values, width=72, height=12):
     """A list of numbers as a curve of text lines, y axis labelled; neighbours are averaged to fit the width."""
     n = min(width, len(values))
-    means = [sum(part) / len(part) for part in (values[i * len(values) // n:(i + 1) * len(values) // n] for i in range(n))]
+    edges = [i * len(values) // n for i in range(n + 1)]
+    means = [sum(values[i:j]) / (j - i) for i, j in zip(edges, edges[1:])]
     low, high = min(means), max(means)
     rows = [round((high - mean) / ((high - low) or 1) * (height - 1)) for mean in means]
     lines = [''.join('*' if row == line else ' ' for row in rows) for line in range(height)]

@@ -3,9 +3,10 @@ The hot loops: one linear recurrence drives the whole family of memories. Its to
 
     S_t = S_{t-1} (a_t I - b_t k_t k_t^T) + c_t e_t k_t^T          y_t = S_t q_t            S in R^{Dv x Dk}
 
-A memory S is a matrix that maps keys to values. At every token it keeps a fraction a_t of what it holds, erases a fraction
-b_t of what it would have answered to the key k_t, and writes c_t of the new content e_t at that key. memory.py shows how
-linear attention, RetNet, gated linear attention, DeltaNet, Gated DeltaNet and TTT-Linear are choices of (a, b, c, e).
+A memory S is a matrix that maps keys to values. At every token it keeps a fraction a_t of what it holds, erases a
+fraction b_t of what it would have answered to the key k_t, and writes c_t of the new content e_t at that key. memory.py
+shows how linear attention, RetNet, gated linear attention, DeltaNet, Gated DeltaNet and TTT-Linear are choices of
+(a, b, c, e).
 
     python kernels.py              checks the chunked form against the token loop and times both
     python kernels.py --compile    the torch.compile'd form as well (its first call takes a minute on a CPU)
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 
 def delta_rule_ref(q, k, e, a, b, c, state=None):
     """
-    The token loop: the equation at the top of this file, in any dtype. The reference that everything else is tested against.
+    The token loop: the equation at the top of this file, in any dtype. Everything else is tested against it.
 
     q     (B, H, T, Dk) or None     queries; None skips the reads and returns y = None
     k     (B, H, T, Dk)             keys
@@ -67,17 +68,17 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64):
     """
     delta_rule_ref's arguments and results, computed chunk_size tokens at a time.
 
-    With g_t = log a_1 + ... + log a_t counted from the chunk's start and S_0 the memory there, the recurrence unrolls into
+    With g_t = log a_1 + ... + log a_t counted from the chunk's start, and S_0 the memory there, the recurrence is
         S_t = exp(g_t) S_0 + sum_{s<=t} exp(g_t - g_s) n_s k_s^T,       n_t = c_t e_t - b_t S_{t-1} k_t
     where n_t is what token t really writes. It depends on S_0 and on the tokens before it in the chunk, linearly:
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
-    (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0, so
-    all chunks compute it at once; what is left for a loop over chunks is three small products. All exponents are <= 0, so
-    nothing overflows however fast the memory forgets. Under autocast everything here stays in float32.
+    (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
+    so all chunks compute it at once; what is left for a loop over chunks is three small products. All exponents are
+    <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in float32.
     """
     check_shapes(q, k, e, a, b, c, state)
     B, H, T, Dk = k.shape
-    assert T >= 1 and chunk_size >= 1, f'needs at least one token and a chunk of one, got T={T}, chunk_size={chunk_size}'
+    assert T >= 1 and chunk_size >= 1, f'needs a token and a chunk of one, got T={T}, chunk_size={chunk_size}'
     C = min(chunk_size, T)
     S = k.new_zeros(B, H, e.shape[-1], Dk) if state is None else state
     with torch.autocast(k.device.type, enabled=False):
@@ -90,39 +91,40 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64):
 def delta_rule_chunks(q, k, e, a, b, c, S):
     """delta_rule on whole chunks: q, k (B, H, N, C, Dk), e (B, H, N, C, Dv), a, b, c (B, H, N, C), S (B, H, Dv, Dk)."""
     C = k.shape[3]
-    past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()           # past[t, s]: token t sees token s <= t
+    past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()       # past[t, s]: token t sees token s <= t
     keep = k.new_ones(()) if a is None else a.clamp(min=1e-12)
-    g = keep.log().cumsum(-1) if a is not None else None                        # (B, H, N, C)
-    decay = past.to(k.dtype)                                                    # (C, C), or with retention (B, H, N, C, C)
+    g = keep.log().cumsum(-1) if a is not None else None                    # (B, H, N, C)
+    decay = past.to(k.dtype)                                                # (C, C), with retention (B, H, N, C, C)
     k_end, q_start, keep_all = k, q, None
     if a is not None:
         decay = (g[..., :, None] - g[..., None, :]).masked_fill(~past, -torch.inf).exp()
-        k_end = (g[..., -1:] - g).exp()[..., None] * k                          # how much of each write the chunk's end holds
-        q_start = None if q is None else g.exp()[..., None] * q                 # how much of S_0 each read still finds
-        keep_all = g[..., -1, None, None].exp()                                 # (B, H, N, 1, 1)
+        k_end = (g[..., -1:] - g).exp()[..., None] * k                      # what the chunk's end holds of each write
+        q_start = None if q is None else g.exp()[..., None] * q             # what each read still finds of S_0
+        keep_all = g[..., -1, None, None].exp()                             # (B, H, N, 1, 1)
 
-    write = e if c is None else c[..., None] * e                                # (B, H, N, C, Dv)
+    write = e if c is None else c[..., None] * e                            # (B, H, N, C, Dv)
     inverse, k_erase = None, None
     if b is not None:
-        k_erase = (b / keep)[..., None] * k                                     # (B, H, N, C, Dk)
-        inverse = UnitLowerInverse.apply((k_erase @ k.mT) * decay)              # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+        k_erase = (b / keep)[..., None] * k                                 # (B, H, N, C, Dk)
+        inverse = UnitLowerInverse.apply((k_erase @ k.mT) * decay)          # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
         k_erase = k_erase if a is None else g.exp()[..., None] * k_erase
 
-    # From chunk to chunk. unbind, because the backward of N separate x[:, :, n] would fill N gradients of x's size with zeros.
+    # From chunk to chunk. unbind, because the backward of N separate x[:, :, n] would fill N gradients of x's size
+    # with zeros.
     starts, writes = [], []
     per_chunk = [k.shape[2] * [None] if x is None else x.unbind(2) for x in (write, inverse, k_erase, k_end, keep_all)]
     for n, inv, k_b, k_e, kept in zip(*per_chunk):
         starts.append(S)
         if b is not None:
-            n = inv @ (n - k_b @ S.mT)                                          # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
-        S = n.mT @ k_e + (S if a is None else kept * S)                         # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
+            n = inv @ (n - k_b @ S.mT)                                      # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+        S = n.mT @ k_e + (S if a is None else kept * S)                     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
         writes.append(n)
     if q is None:
         return None, S
 
     # the reads of all chunks: what each chunk's start still holds, and what the chunk's own tokens wrote
-    y = q_start @ torch.stack(starts, dim=2).mT                                 # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
-    return y + ((q @ k.mT) * decay) @ torch.stack(writes, dim=2), S             # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+    y = q_start @ torch.stack(starts, dim=2).mT                             # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+    return y + ((q @ k.mT) * decay) @ torch.stack(writes, dim=2), S         # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
 
 
 class UnitLowerInverse(torch.autograd.Function):
@@ -176,7 +178,7 @@ def check_shapes(q, k, e, a, b, c, state):
 
 def causal_conv(x, weight, state=None):
     """
-    Causal depth-wise convolution: every channel mixes its own last W tokens, y_t = sum_i weight[:, i] x_{t - W + 1 + i}.
+    Causal depth-wise convolution, every channel over its own last W tokens: y_t = sum_i weight[:, i] x_{t - W + 1 + i}.
 
     x (B, T, D), weight (D, W), state (B, W - 1, D) = the tail of the tokens before x, or None (zeros)
     returns y (B, T, D) and the new tail. paper: "local convolutions with window size 4", nothing more.

@@ -1,8 +1,9 @@
 """
 Associative memories: a map from keys to values that is learned while reading. Objective x learning rule x architecture.
 
-Every memory here is a layer with one signature, y, state = layer(x, state): x (B, T, D) goes in, y (B, T, D) comes out, and the
-state holds all it remembers. A sequence may be cut anywhere: whole == any split == one token at a time. state=None starts empty.
+Every memory here is a layer with one signature, y, state = layer(x, state): x (B, T, D) goes in, y (B, T, D) comes out,
+and the state holds all it remembers; None starts empty. A sequence may be cut anywhere: whole == any split == one token
+at a time.
 
     linear          keeps every key-value pair in one sum                                       Katharopoulos 2020
     retnet          ... and forgets at a fixed rate per head                                    Sun 2023
@@ -21,7 +22,7 @@ Does NOT include: memories with hidden layers, momentum, projections that change
 Glossary (paper: "Associative Memory", "Self-Referential Titans")
     paper       here    shape               meaning
     x_t         x       (B, T, D)           the layer's input
-    q, k, v     q, k, v (B, H, T, Dk)       query, key, value; q and k have norm 1 in the recurrent memories; Dv = Dk = D / H
+    q, k, v     q, k, v (B, H, T, Dk)       query, key, value; Dv = Dk = D / H; recurrent q and k have norm 1
     M_t         S       (B, H, Dv, Dk)      the memory
     alpha_t     alpha   (B, H, T)           retention gate in (0, 1)
     eta_t       beta    (B, H, T)           write gate in (0, 1)
@@ -58,7 +59,7 @@ def remember(rule, q, k, v, alpha, beta, state, chunk_size):
         case 'gla':             a, b, c = alpha,       None,            -alpha.log()        # v
         case 'deltanet':        a, b, c = None,        beta,            beta                # v
         case 'gated_deltanet':  a, b, c = alpha,       alpha * beta,    beta                # v
-        case 'ttt':             a, b, c = None,        None,            beta * 2 / TTT_CHUNK    # v - S_xi k, xi the chunk's start
+        case 'ttt':             a, b, c = None,        None,            beta * 2 / TTT_CHUNK    # v - S_xi k
         case _: raise ValueError(f'unknown rule {rule!r}')
     if rule != 'ttt':
         y, S = delta_rule(q, k, v, a, b, c, state['S'], chunk_size)
@@ -95,7 +96,7 @@ class Recurrent(nn.Module):
             self.alpha = nn.Linear(D, H)
         if self.rule in ('deltanet', 'gated_deltanet', 'ttt'):
             self.beta = nn.Linear(D, H)
-        decay = 1 - 2.0 ** (-5 - torch.arange(H)) if self.rule == 'retnet' else None       # paper (RetNet): 1 - 2^(-5 - h)
+        decay = 1 - 2.0 ** (-5 - torch.arange(H)) if self.rule == 'retnet' else None        # as in RetNet's paper
         self.register_buffer('decay', decay, persistent=False)
         self.norm = nn.RMSNorm(D // H, eps=1e-6)
         self.out = nn.Linear(D, D, bias=False)
@@ -125,11 +126,11 @@ class Recurrent(nn.Module):
             alpha = self.decay[:, None].expand(B, H, T)
 
         y, memory = remember(self.rule, q, k, v, alpha, beta, state, self.chunk_size)
-        y = self.norm(at_least_float32(y)).transpose(1, 2).reshape(B, T, D)                           # (B, H, T, Dv) -> (B, T, D)
+        y = self.norm(at_least_float32(y)).transpose(1, 2).reshape(B, T, D)         # (B, H, T, Dv) -> (B, T, D)
         return self.out(y * F.silu(self.gate(x))), memory | {'conv': tail}
 
     def flops(self, T):
-        """Forward FLOPs per token beyond the weights: products within a chunk (C/2 keys seen on average), and with the state."""
+        """Forward FLOPs per token beyond the weights: within a chunk (C/2 keys seen on average), and with the state."""
         D, Dk, C = self.out.in_features, self.out.in_features // self.n_head, min(self.chunk_size, T)
         within = 2 * D * C / 2 * (2 if self.beta is None else 4)                    # q k^T, scores v; k k^T, inverse
         return within + 2 * D * Dk * (2 if self.beta is None else 3)                # read, write; erase
@@ -141,8 +142,8 @@ class Recurrent(nn.Module):
 
 class Attention(nn.Module):
     """
-    Causal softmax attention over the last block_size tokens (RoPE, QK-norm). Its memory is the pairs themselves, so its state
-    grows to block_size pairs and then slides; a recurrent memory's never grows.
+    Causal softmax attention over the last block_size tokens (RoPE, QK-norm). Its memory is the pairs themselves, so its
+    state grows to block_size pairs and then slides; a recurrent memory's never grows.
     """
     def __init__(self, config):
         super().__init__()
@@ -162,14 +163,14 @@ class Attention(nn.Module):
         B, T, D = x.shape
         H, W = self.n_head, self.window
         state = state or self.init_state(B, x.device)
-        q, k, v = self.qkv(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)       # (B, T, 3 D) -> three of (B, H, T, Dk)
+        q, k, v = self.qkv(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)       # -> three of (B, H, T, Dk)
         q, k = self.q_norm(at_least_float32(q)).to(v.dtype), self.k_norm(at_least_float32(k)).to(v.dtype)
-        k = torch.cat([state['k'].to(v.dtype), k], dim=2)                           # (B, H, S + T, Dk), S pairs from before
+        k = torch.cat([state['k'].to(v.dtype), k], dim=2)                           # (B, H, S + T, Dk), S from before
         v = torch.cat([state['v'].to(v.dtype), v], dim=2)
         S = k.shape[2] - T
 
-        # Keys are stored before their rotation and rotated by their place in the cache: only differences of places matter,
-        # and a place never grows past S + T, so there is no position to carry and none to lose in float32.
+        # Keys are stored before their rotation and rotated by their place in the cache: only differences of places
+        # matter, and a place never grows past S + T, so there is no position to carry and none to lose in float32.
         place = torch.arange(S + T, device=x.device)
         q_rot, k_rot = rotate(q, place[S:]), rotate(k, place)
         if T == 1:
@@ -180,7 +181,7 @@ class Attention(nn.Module):
             distance = place[S:, None] - place                                      # (T, S + T)
             y = F.scaled_dot_product_attention(q_rot, k_rot, v, attn_mask=(distance >= 0) & (distance < W))
         y = y.transpose(1, 2).reshape(B, T, D)                                      # (B, H, T, Dk) -> (B, T, D)
-        first = max(0, S + T - (W - 1))                                             # the next token sees itself and W - 1 more
+        first = max(0, S + T - (W - 1))                                             # all that the next token sees
         return self.out(y), {'k': k[:, :, first:], 'v': v[:, :, first:]}
 
     def flops(self, T):
@@ -208,9 +209,9 @@ MIXERS = {rule: Recurrent for rule in RECURRENT} | {'attention': Attention}
 @torch.no_grad()
 def recall(rule, n_pairs, alike=0.0, again=0, Dk=32, trials=8):
     """
-    The share of n_pairs pairs, stored one after the other with ideal fixed gates, whose value is the nearest one to what their
-    key reads. Keys are random with a mean cosine of `alike` between them; values are random. The first `again` keys are stored
-    a second time with new values, and must answer with the new one.
+    The share of n_pairs pairs, stored one after the other with fixed gates, whose value is the nearest one to what
+    their key reads. Keys are random with a mean cosine of `alike` between them; values are random. The first `again` keys are
+    stored a second time with new values, and must answer with the new one.
     """
     rng = torch.Generator().manual_seed(0)
     common = F.normalize(torch.randn(trials, 1, 1, Dk, generator=rng), dim=-1)
@@ -226,14 +227,14 @@ def recall(rule, n_pairs, alike=0.0, again=0, Dk=32, trials=8):
         S = torch.zeros(trials, 1, Dk, Dk)
         alpha, beta = torch.full(k.shape[:3], 0.99), torch.full(k.shape[:3], 0.9)
         _, state = remember(rule, k, k, values, alpha, beta, {'S': S, 'S_xi': S, 'place': 0}, chunk_size=64)
-        y = keys @ state['S'].mT                                                    # (.., n, Dk) x (.., Dk, Dv) -> (.., n, Dv)
+        y = keys @ state['S'].mT                                # (.., n, Dk) x (.., Dk, Dv) -> (.., n, Dv)
     nearest = torch.cdist(F.normalize(y, dim=-1), F.normalize(values, dim=-1)).argmin(-1)     # (trials, 1, n_pairs)
     return (nearest == wanted).float().mean().item()
 
 
 def main():
     counts = (8, 16, 32, 64, 128)
-    print('share of stored pairs recalled, in %: one head, 32-wide keys, retention 0.99, write rate 0.9; chance is 100 / pairs')
+    print('share of stored pairs recalled, in %: 32-wide keys, retention 0.99, write rate 0.9; chance is 100 / pairs')
     print(f"{'':<16}|{'keys at random':^30}|{'keys alike (cosine 1/2)':^30}| 16 keys, each")
     print(f"{'pairs stored':<16}|" + 2 * (''.join(f'{n:>6}' for n in counts) + '|') + ' written twice')
     for rule in (*RECURRENT, 'attention'):

@@ -1,12 +1,12 @@
 """
-Hope: pre-norm residual blocks of a memory that mixes tokens and an MLP that transforms them. With mixer='attention' it is the
-Transformer (RoPE, RMSNorm, QK-norm, SwiGLU), the baseline that everything here is compared with.
+Hope: pre-norm residual blocks of a memory that mixes tokens and an MLP that transforms them. With mixer='attention' it
+is the Transformer (RoPE, RMSNorm, QK-norm, SwiGLU), the baseline that everything here is compared with.
 
     model = Hope(Config(mixer='gated_deltanet'))
     logits, loss, state = model(idx, targets)             # idx, targets (B, T); logits (B, T, vocab_size)
-    logits, loss, state = model(more, state=state)        # reads on: the state is all it remembers, whatever came before
+    logits, loss, state = model(more, state=state)        # reads on: the state is all it remembers
 
-    python model.py        parameters, FLOPs and state of each mixer; the cost of a token with 100 and with 10,000 before it
+    python model.py        parameters, FLOPs and state of each mixer; the cost of a token after 100 and after 10,000
 
 Does NOT include: dropout (small models on one pass over their data do not need it), several levels of MLPs.
 
@@ -34,10 +34,10 @@ class Config:
     block_size: int = 512               # tokens per training sequence; attention sees no further back than this
     n_layer: int = 4                    # blocks
     n_head: int = 4                     # heads per block, each with a memory of its own
-    n_embd: int = 192                   # model width
+    n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
     mixer: str = 'gated_deltanet'       # attention | gated_deltanet | deltanet | gla | retnet | linear | ttt
-    chunk_size: int = 32                # tokens that a recurrent memory computes side by side; changes speed, not results
+    chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     tie_head: bool = False              # use the embedding as the output head as well
 
@@ -104,9 +104,9 @@ class Hope(nn.Module):
         embed                   normal, std 1 (tied: the head's), so that the first norm changes little
         head                    normal, std 1 / D: logits start near 0 and the loss near log V
         mixer.qkv, .gate, mlp.up        normal, std 1 / sqrt(D)
-        mixer.out, mlp.out      normal, std 1 / sqrt(fan_in) / sqrt(2 L): the 2 L residual branches together add variance 1
+        mixer.out, mlp.out      normal, std 1 / sqrt(fan_in 2 L): the 2 L residual branches together add variance 1
         mixer.conv              the last tap 1 (the token itself), normal, std 0.1 on all: starts near the identity
-        mixer.alpha             weight 0; bias so that the heads retain for 8 ... 256 tokens, spread evenly in log: sigmoid(log(n - 1))
+        mixer.alpha             weight 0; bias log(n - 1) with n from 8 to 256 over the heads: they retain for n tokens
         mixer.beta              weight 0, bias 0: write rate 1/2
         norms                   1
         """
@@ -162,18 +162,21 @@ class Hope(nn.Module):
         if idx.numel() == 0:
             raise UserError('the prompt is empty; give at least one token')
         if idx.min() < 0 or idx.max() >= V:
-            raise UserError(f'token id {int(idx.max() if idx.max() >= V else idx.min())} is outside the vocabulary of {V}')
+            wrong = int(idx.max() if idx.max() >= V else idx.min())
+            raise UserError(f'token id {wrong} is outside the vocabulary of {V}')
         for part in idx.split(self.config.block_size, dim=1):
             logits, _, state = self(part, state=state)
         return logits[:, -1], state
 
     @torch.no_grad()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None, state=None):
+    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None,
+               state=None):
         """
-        Yield (next tokens (B,), state) one by one. The state is carried, so that a token costs the same however long the text.
+        Yield (next tokens (B,), the state before them) one by one. With a recurrent mixer a token costs the same
+        however long the text is.
 
-        temperature 0 takes the most likely token; top_k > 0 samples among the k most likely; top_p < 1 among the fewest that
-        together have this probability. Ends early once every row of the batch has produced stop_token.
+        temperature 0 takes the most likely token; top_k > 0 samples among the k most likely; top_p < 1 among the fewest
+        that together have this probability. Ends early once every row of the batch has produced stop_token.
         """
         logits, state = self.read(idx, state)
         stopped = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
@@ -196,7 +199,7 @@ class Hope(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     def flops_per_token(self, T):
-        """Training FLOPs per token at sequences of T: 2 per weight and product forward, twice that backward, plus the mixers'."""
+        """Training FLOPs per token at sequences of T: 2 per weight and the mixers' own forward, twice that backward."""
         weights = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and name != 'embed.weight')
         weights += self.embed.weight.numel() if self.config.tie_head else 0
         return 3 * (2 * weights + sum(block.mixer.flops(T) for block in self.blocks))
@@ -255,7 +258,8 @@ def load_checkpoint(path, device='cpu'):
     try:
         checkpoint = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise UserError(f'there is no checkpoint {path}; train one first (python train.py), or name its folder with --out_dir') from None
+        raise UserError(f'there is no checkpoint {path}; train one first (python train.py), or name its folder '
+                        'with --out_dir') from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError):
         raise UserError(f'{path} is damaged or not a checkpoint; nothing was changed') from None
     if not isinstance(checkpoint, dict) or checkpoint.get('format') != FORMAT:

@@ -6,8 +6,8 @@ Talk to a trained model, or measure it on a text.
     python sample.py --interactive                      a prompt a line; the model remembers the lines before
     python sample.py --score=FILE                       bits per byte over a file, read as one stream of any length
 
-Text goes to stdout as it comes; speed and the size of the model's state go to stderr. A recurrent memory's state has the same
-size after ten tokens and after a million; attention keeps the last block_size tokens.
+Text goes to stdout as it comes; speed and the size of the model's state go to stderr. A recurrent memory's state has
+the same size after ten tokens and after a million; attention keeps the last block_size tokens.
 
 Does NOT include: chat templates, batched serving.
 """
@@ -69,8 +69,8 @@ model = load_model(checkpoint, device).eval()
 enc = data.get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
 block_size = model.config.block_size
 if enc.n_vocab != model.config.vocab_size:
-    raise UserError(f"the tokenizer in {args.out_dir} has {enc.n_vocab} tokens and the model {model.config.vocab_size}; "
-                    "they are not of the same run")
+    raise UserError(f'the tokenizer in {args.out_dir} has {enc.n_vocab} tokens, the model {model.config.vocab_size}: '
+                    'they are not of the same run')
 
 
 def note(*words):
@@ -87,7 +87,7 @@ def as_idx(tokens):
 
 
 def write(tokens, state, generator):
-    """Go on from tokens, streaming text to stdout. Returns the tokens that are yet to be read and the state before them."""
+    """Go on from tokens, streaming text to stdout. Returns the token that is yet to be read and the state before it."""
     decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')       # a character may span several tokens
     stop_token = enc.eot_token if args.stop else None
     start, n, token = time.perf_counter(), 0, None
@@ -107,8 +107,8 @@ def prompt_tokens(text):
     if not tokens:
         raise UserError('the prompt is empty; leave it out to write from nothing')
     if model.config.mixer == 'attention' and len(tokens) > block_size:
-        raise UserError(f'the prompt has {len(tokens)} tokens, but this attention model sees {block_size} (its block_size); '
-                        'shorten it, or use a model with a recurrent mixer')
+        raise UserError(f'the prompt has {len(tokens)} tokens, but this attention model sees {block_size} '
+                        '(its block_size); shorten it, or use a model with a recurrent mixer')
     return tokens
 
 
@@ -118,7 +118,7 @@ def prompt_tokens(text):
 
 @torch.no_grad()
 def score(path):
-    """Bits per byte over a file: every token is predicted from all that came before it, beginning from an end-of-text token."""
+    """Bits per byte over a file: every token is predicted from all before it, the first from an end of text."""
     try:
         file, size = open(path, 'rb'), os.path.getsize(path)
     except OSError as error:
@@ -126,20 +126,22 @@ def score(path):
     if size == 0:
         raise UserError(f'{path} is empty; there is nothing to score')
     nats, tokens_read, bytes_read, state, last, start = 0.0, 0, 0, None, enc.eot_token, time.perf_counter()
-    while piece := file.read(1 << 20):                  # in pieces, so that memory stays constant for a file of any length
+    while piece := file.read(1 << 20):                  # in pieces, so that memory stays constant
         tokens = data.encode(enc, piece).tolist()
         for i in range(0, len(tokens), block_size):
             part = tokens[i:i + block_size]
             _, loss, state = model(as_idx([last] + part[:-1]), as_idx(part), state)
             nats, tokens_read, last = nats + loss.item() * len(part), tokens_read + len(part), part[-1]
             if sys.stderr.isatty():
-                print(f'\r{tokens_read:,} tokens, {nats / tokens_read:.4f} nats per token ', end='', file=sys.stderr, flush=True)
+                print(f'\r{tokens_read:,} tokens, {nats / tokens_read:.4f} nats per token ', end='', file=sys.stderr)
         bytes_read += len(piece)
     if sys.stderr.isatty():
         note()
-    for key, value in (('file', path), ('bytes', bytes_read), ('tokens', tokens_read), ('nats_per_token', f'{nats / tokens_read:.4f}'),
+    speed = tokens_read / (time.perf_counter() - start)
+    for key, value in (('file', path), ('bytes', bytes_read), ('tokens', tokens_read),
+                       ('nats_per_token', f'{nats / tokens_read:.4f}'),
                        ('bits_per_byte', f'{nats / math.log(2) / bytes_read:.4f}'),
-                       ('tokens_per_second', f'{tokens_read / (time.perf_counter() - start):.0f}'), ('state_bytes', state_bytes(state))):
+                       ('tokens_per_second', f'{speed:.0f}'), ('state_bytes', state_bytes(state))):
         print(f"{key + ':':<20}{value}")
 
 

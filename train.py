@@ -7,8 +7,9 @@ Train a language model. Read this file from top to bottom: knobs, setup, data, m
     python train.py --preset=gpt2                           124M-class model on fineweb, for a GPU
     torchrun --nproc_per_node=4 train.py                    the same batch cut over four devices
 
-A step's batch depends on the seed and the step alone. How it is cut, over devices (torchrun) or in time (--grad_accum), changes
-nothing but rounding. out_dir holds ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
+A step's batch depends on the seed and the step alone. How it is cut, over devices (torchrun) or in time (--grad_accum),
+changes nothing but rounding. out_dir holds ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe,
+the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
@@ -50,11 +51,11 @@ class Run:
     overwrite: bool = False             # start anew although out_dir holds a run
     preset: str = 'auto'                # cpu | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
-    max_steps: int = 1500               # optimizer steps
-    batch_size: int = 16                # sequences per optimizer step, all devices together
+    max_steps: int = 2000               # optimizer steps
+    batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     # optimizer
-    learning_rate: float = 3e-3         # at the peak
+    learning_rate: float = 4e-3         # at the peak
     final_lr: float = 0.05              # where the schedule ends, as a fraction of the peak
     warmup_steps: int = 100             # steps of linear rise to the peak
     schedule: str = 'cosine'            # cosine | trapezoid (constant, then linear down)
@@ -65,7 +66,7 @@ class Run:
     grad_clip: float = 1.0              # largest norm of the gradient (0 = no limit)
     # evaluation
     eval_every: int = 250               # steps between evaluations, each followed by a checkpoint
-    eval_batches: int = 10              # batches per evaluation, the same ones every time
+    eval_batches: int = 40              # batches per evaluation, the same ones every time
     sample_tokens: int = 200            # tokens to sample at each evaluation (0 = none)
     # machine
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
@@ -84,7 +85,8 @@ class Run:
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
         for name, choices in (('preset', ('auto', *PRESETS)), ('schedule', ('cosine', 'trapezoid')),
                               ('dtype', ('auto', 'float32', 'bfloat16')), ('compile', ('auto', 'true', 'false'))):
-            check(getattr(self, name) in choices, f"--{name} must be one of {', '.join(choices)}, not '{getattr(self, name)}'")
+            value = getattr(self, name)
+            check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
 
 
 PRESETS = {
@@ -94,8 +96,9 @@ PRESETS = {
     'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, batch_size=64, max_steps=5000,
                   learning_rate=1e-3, warmup_steps=200, eval_every=500),
     # gpt2: the size of GPT-2 124M, on 2.5 billion tokens of web text
-    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, batch_size=256, grad_accum=8, max_steps=9500,
-                 learning_rate=1e-3, warmup_steps=300, eval_every=500, data='fineweb', tokenizer='gpt2', tie_head=True),
+    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, batch_size=256, grad_accum=8,
+                 max_steps=9500, learning_rate=1e-3, warmup_steps=300, eval_every=500, data='fineweb', tokenizer='gpt2',
+                 tie_head=True),
 }
 
 # the command line wins over the checkpoint that --resume goes on from, that over the preset, and that over the defaults
@@ -115,7 +118,8 @@ if run.resume:
     run, config = build([Run, Config], saved | given)
 else:
     if os.path.exists(ckpt_path) and not run.overwrite:
-        raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, --out_dir=NAME keeps both')
+        raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
+                        '--out_dir=NAME keeps both')
     run, config = build([Run, Config], PRESETS[preset] | given)
 
 # -----------------------------------------------------------------------------
@@ -131,7 +135,8 @@ if ddp:
         torch.cuda.set_device(device)
 on_gpu = device.startswith('cuda')
 if run.batch_size % (world * run.grad_accum):
-    raise UsageError(f'--batch_size={run.batch_size} must be a multiple of devices x grad_accum = {world} x {run.grad_accum}')
+    raise UsageError(f'--batch_size={run.batch_size} must be a multiple of devices x grad_accum = '
+                     f'{world} x {run.grad_accum}')
 try:
     os.makedirs(run.out_dir, exist_ok=True)
 except OSError as error:
@@ -160,9 +165,10 @@ train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.
 if ddp and main:
     dist.barrier()
 if main and not run.resume and os.path.exists(ckpt_path):
-    os.remove(ckpt_path)                                # --overwrite, and what is new could be read: the old run ends here
+    os.remove(ckpt_path)                                # --overwrite; the new data could be read, so the old run ends
 if checkpoint and checkpoint['sha256'] != info['sha256']:
-    raise UserError(f"the text of --data={run.data} is not the one that {ckpt_path} was trained on; a resumed run needs the same")
+    raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
+                    'a resumed run needs the same')
 bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token -> bits per byte
 
 # -----------------------------------------------------------------------------
@@ -172,10 +178,11 @@ config.vocab_size = enc.n_vocab
 raw_model = Hope(config).to(device)
 if checkpoint:
     raw_model.load_state_dict(checkpoint['model'])
-decayed = [p for name, p in raw_model.named_parameters() if p.dim() == 2 and not name.endswith(('embed.weight', 'conv'))]
-others = [p for p in raw_model.parameters() if not any(p is q for q in decayed)]
-optimizer = torch.optim.AdamW([{'params': decayed, 'weight_decay': run.weight_decay}, {'params': others, 'weight_decay': 0.0}],
-                              lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
+groups = [{'params': [], 'weight_decay': run.weight_decay}, {'params': [], 'weight_decay': 0.0}]
+for name, p in raw_model.named_parameters():
+    is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv'))
+    groups[0 if is_matrix else 1]['params'].append(p)
+optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
 step, best_loss = 0, math.inf
 if checkpoint:
     optimizer.load_state_dict(checkpoint['optimizer'])
@@ -188,15 +195,18 @@ if ddp:
 flops = raw_model.flops_per_token(config.block_size)
 say(f'model: {config.mixer}, {raw_model.num_params():,} parameters, {flops / 1e6:.1f} MFLOP per token')
 say(f'run: {run.max_steps:,} steps of {run.batch_size} x {config.block_size} tokens on {world} x {device}, '
-    f"{'bfloat16' if use_bf16 else 'float32'}{', compiled (the first step waits for it)' if use_compile else ''}, out_dir={run.out_dir}")
+    f"{'bfloat16' if use_bf16 else 'float32'}, out_dir={run.out_dir}")
+if use_compile:
+    say('the first step waits for torch.compile, a minute or more')
 
 # -----------------------------------------------------------------------------
 # the log: what is needed to run it again, then one line per step
 
 
 def git_commit():
+    here = os.path.dirname(os.path.abspath(__file__))
     try:
-        return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40'], cwd=os.path.dirname(os.path.abspath(__file__)),
+        return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40'], cwd=here,
                               capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
@@ -207,8 +217,9 @@ if checkpoint and os.path.exists(log_path):             # drop what a crash left
     with open(log_path) as file:
         lines = [line for line in map(json.loads, file) if line.get('step', 0) <= step]
     losses = [line['loss'] for line in lines if 'loss' in line]
-lines.append({'command': ' '.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__, 'python': platform.python_version(),
-              'machine': torch.cuda.get_device_name() if on_gpu else f'{platform.machine()}, {torch.get_num_threads()} threads',
+machine = torch.cuda.get_device_name() if on_gpu else f'{platform.machine()}, {torch.get_num_threads()} threads'
+lines.append({'command': ' '.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
+              'python': platform.python_version(), 'machine': machine, 'devices': world,
               'start_step': step, 'parameters': raw_model.num_params(), 'data': info,
               'run': dataclasses.asdict(run), 'config': dataclasses.asdict(config)})
 if main:
@@ -230,7 +241,10 @@ def lr_at(step):
     if step < run.warmup_steps:
         return run.learning_rate * (step + 1) / run.warmup_steps
     done = (step - run.warmup_steps) / max(1, run.max_steps - run.warmup_steps)
-    high = 0.5 * (1 + math.cos(math.pi * min(1, done))) if run.schedule == 'cosine' else min(1.0, (1 - done) / run.cooldown)
+    if run.schedule == 'cosine':
+        high = 0.5 * (1 + math.cos(math.pi * min(1, done)))
+    else:
+        high = min(1.0, (1 - done) / run.cooldown)
     return run.learning_rate * (run.final_lr + (1 - run.final_lr) * max(0.0, high))
 
 
@@ -323,7 +337,7 @@ while True:
             part_loss = model(x[rows], y[rows])[1] / run.grad_accum
         part_loss.backward()
         loss += part_loss.detach()
-    if ddp:                                             # one message: the mean loss, and whether anybody was told to stop
+    if ddp:                                             # the mean loss, and whether anybody was told to stop
         message = torch.stack([loss, torch.tensor(float(stopping), device=device)])
         dist.all_reduce(message)
         loss, stopping = message[0] / world, message[1].item() > 0
@@ -332,8 +346,9 @@ while True:
     grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
     loss = loss.item()
     if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved after the last '
-                        f'evaluation. Try a lower --learning_rate (now {lr:.1e}), more --warmup_steps, or --dtype=float32.')
+        raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved '
+                        f'after the last evaluation. Try a lower --learning_rate (now {lr:.1e}), more --warmup_steps, '
+                        'or --dtype=float32.')
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     step += 1
@@ -346,8 +361,8 @@ while True:
     speed = run.batch_size * config.block_size / mean
     losses.append(loss)
     log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed))
-    say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} | bpb {loss * bits_per_byte:7.4f} | lr {lr:.2e} | norm {grad_norm:7.3f} '
-        f'| {speed:>9,.0f} tok/s | left {clock(mean * (run.max_steps - step))}')
+    say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} | bpb {loss * bits_per_byte:7.4f} | lr {lr:.2e} '
+        f'| norm {grad_norm:7.3f} | {speed:>9,.0f} tok/s | left {clock(mean * (run.max_steps - step))}')
 
 # -----------------------------------------------------------------------------
 # summary
@@ -359,13 +374,16 @@ if main and step > first_step:
     print(draw_curve(losses))
     counted = max(1, step - first_step - 1) * run.batch_size * config.block_size
     speed = counted / max(train_seconds, 1e-9)
-    peak = torch.cuda.max_memory_allocated() / 2**20 if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    if on_gpu:
+        peak = torch.cuda.max_memory_allocated() / 2**20
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     for key, value in (('mixer', config.mixer), ('parameters', raw_model.num_params()), ('steps', step),
                        ('tokens', step * run.batch_size * config.block_size), ('train_seconds', f'{train_seconds:.1f}'),
                        ('tokens_per_second', f'{speed:.0f}'), ('gflops', f'{speed * flops / 1e9:.1f}'),
                        ('peak_memory_mib', f'{peak:.0f}'), ('val_loss', f'{val_loss:.4f}'),
-                       ('val_bpb', f'{val_loss * bits_per_byte:.4f}'), ('best_val_bpb', f'{best_loss * bits_per_byte:.4f}'),
-                       ('checkpoint', ckpt_path)):
+                       ('val_bpb', f'{val_loss * bits_per_byte:.4f}'),
+                       ('best_val_bpb', f'{best_loss * bits_per_byte:.4f}'), ('checkpoint', ckpt_path)):
         print(f"{key + ':':<20}{value}")
 if ddp:
     dist.destroy_process_group()

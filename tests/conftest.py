@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository root on the path, one thread, and a comparison that says by how much it failed."""
+"""Shared by all tests: the repository root on the path, one thread, a comparison that says by how much it failed."""
 import os
 import sys
 

@@ -1,4 +1,4 @@
-"""The chain of truth: autograd of the written loss == token loop == chunked == compiled; outputs, final state, every gradient."""
+"""The chain of truth: autograd of the written loss == token loop == chunked == compiled, with every gradient."""
 import shutil
 
 import pytest
@@ -14,12 +14,13 @@ NAMES = ('y', 'state', 'dq', 'dk', 'de', 'da', 'db', 'dc', 'dstate')
 @pytest.mark.parametrize('T, C', [(1, 8), (7, 8), (8, 8), (63, 16), (100, 64), (130, 64), (65, 1), (20, 64)])
 def test_chunked_equals_token_loop(T, C):
     inputs = example(2, 3, T, 5, torch.float64)
-    for name, got, want in zip(NAMES, forward_backward(delta_rule, inputs, chunk_size=C), forward_backward(delta_rule_ref, inputs)):
+    fast, slow = forward_backward(delta_rule, inputs, chunk_size=C), forward_backward(delta_rule_ref, inputs)
+    for name, got, want in zip(NAMES, fast, slow):
         assert_near(name, got, want, 1e-12)
 
 
 def test_chunked_equals_token_loop_float32():
-    """In single precision against the double-precision loop, so that the chunked form's own rounding is what is measured."""
+    """In single precision against the loop in double precision: what is measured is the chunked form's own rounding."""
     single = example(2, 2, 300, 16)
     double = [x.detach().double().requires_grad_() for x in single]
     for name, got, want in zip(NAMES, forward_backward(delta_rule, single), forward_backward(delta_rule_ref, double)):
@@ -29,11 +30,12 @@ def test_chunked_equals_token_loop_float32():
 @pytest.mark.parametrize('rates', ['...', 'a..', '.b.', '..c', 'ab.', 'a.c', '.bc', 'abc'])
 @pytest.mark.parametrize('with_state', [False, True])
 def test_left_out_rates_are_one_zero_one(rates, with_state):
-    """None stands for a = 1, b = 0, c = 1 and no state for zeros, in both forms, also where value and key widths differ."""
+    """None stands for a = 1, b = 0, c = 1, and no state for zeros, in both forms; value and key widths differ."""
     q, k, _, a, b, c, _ = example(2, 2, 37, 6, torch.float64)
     e, state = torch.randn(2, 2, 37, 4, dtype=torch.float64), torch.randn(2, 2, 4, 6, dtype=torch.float64)
     short = [x if name in rates else None for name, x in zip('abc', (a, b, c))]
-    full = [x if name in rates else torch.full_like(x, default) for name, x, default in zip('abc', (a, b, c), (1.0, 0.0, 1.0))]
+    defaults = (1, 0, 1)
+    full = [x if name in rates else torch.full_like(x, d) for name, x, d in zip('abc', (a, b, c), defaults)]
     want = delta_rule_ref(q, k, e, *full, state if with_state else torch.zeros_like(state))
     for f in (delta_rule_ref, lambda *args: delta_rule(*args, chunk_size=16)):
         for name, got, right in zip(('y', 'state'), f(q, k, e, *short, state if with_state else None), want):
@@ -53,7 +55,7 @@ def test_token_loop_is_the_written_equation():
 
 
 def test_write_is_a_gradient_step():
-    """With b = c = beta and a = 1 a token is one step of gradient descent on |S k - v|^2 / 2, taken here by autograd."""
+    """With b = c = beta and a = 1 a token is a step of gradient descent on |S k - v|^2 / 2, taken here by autograd."""
     _, k, v, _, beta, _, S = (x.detach() for x in example(1, 1, 12, 4, torch.float64))
     _, last = delta_rule(None, k, v, None, beta, beta, S, chunk_size=5)
     S = S[0, 0].clone().requires_grad_()
@@ -118,5 +120,6 @@ def test_convolution():
 def test_compiled_equals_eager():
     inputs = example(1, 2, 40, 8)
     compiled = torch.compile(delta_rule, fullgraph=True)
-    for name, got, want in zip(NAMES, forward_backward(compiled, inputs, chunk_size=16), forward_backward(delta_rule, inputs, chunk_size=16)):
+    fast, eager = (forward_backward(f, inputs, chunk_size=16) for f in (compiled, delta_rule))
+    for name, got, want in zip(NAMES, fast, eager):
         assert_near(name, got, want, 1e-5)

@@ -1,4 +1,4 @@
-"""Every memory: the formula of its own paper, whole == split == one token at a time, causality, a gradient over 200 tokens."""
+"""Every memory: its own paper's formula, whole == split == token by token, causality, a gradient over 200 tokens."""
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ def tiny(mixer, **kwargs):
 
 def layer_and_input(mixer, T=45, **kwargs):
     layer = tiny(mixer, **kwargs).blocks[0].mixer
-    with torch.no_grad():                                   # away from the neutral start: gates that depend on the token
+    with torch.no_grad():                       # away from the neutral start, so that the gates depend on the token
         for p in layer.parameters():
             p += 0.3 * torch.randn_like(p)
     return layer, torch.randn(2, T, 16, dtype=torch.float64)
@@ -43,7 +43,7 @@ def gla(q, k, v, alpha, beta, t):                           # Mamba-2: decay exp
     return sum(torch.exp(-dt[s + 1:t + 1].sum()) * dt[s] * (q[t] @ k[s]) * v[s] for s in range(t + 1))
 
 
-def deltanet(q, k, v, alpha, beta, t):                      # v_new = beta v + (1 - beta) v_old, written in v_old's place
+def deltanet(q, k, v, alpha, beta, t):                      # v_new = beta v + (1 - beta) v_old, in v_old's place
     S = torch.zeros(v.shape[1], k.shape[1], dtype=v.dtype)
     for s in range(t + 1):
         v_old = S @ k[s]
@@ -58,7 +58,7 @@ def gated_deltanet(q, k, v, alpha, beta, t):                # S = S alpha (I - b
     return S @ q[t]
 
 
-def ttt(q, k, v, alpha, beta, t):                           # mini-batch gradient descent on |S k - v|^2 / 2, by autograd
+def ttt(q, k, v, alpha, beta, t):                           # mini-batch descent on |S k - v|^2 / 2, by autograd
     S = torch.zeros(v.shape[1], k.shape[1], dtype=v.dtype)
     for start in range(0, t + 1, TTT_CHUNK):
         anchor = S.clone().requires_grad_()
@@ -74,7 +74,8 @@ def test_formula_of_its_paper(rule):
     if rule == 'retnet':
         alpha = alpha[:1].expand(37)
     S = torch.zeros(1, 1, 5, 6, dtype=torch.float64)
-    y, _ = remember(rule, *(x[None, None] for x in (q, k, v, alpha, beta)), {'S': S, 'S_xi': S, 'place': 0}, chunk_size=8)
+    state = {'S': S, 'S_xi': S, 'place': 0}
+    y, _ = remember(rule, *(x[None, None] for x in (q, k, v, alpha, beta)), state, chunk_size=8)
     formula = globals()[rule]
     assert_near(rule, y[0, 0], torch.stack([formula(q, k, v, alpha, beta, t) for t in range(37)]), 1e-12)
 
@@ -86,7 +87,8 @@ def test_attention_is_softmax_over_a_window():
     B, T, D = x.shape
     q, k, v = layer.qkv(x).view(B, T, 3, 2, 8).permute(2, 0, 3, 1, 4)
     q, k = layer.q_norm(q), layer.k_norm(k)
-    turn = torch.exp(1j * torch.arange(T)[:, None] * 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4))    # (T, Dk/2)
+    frequency = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
+    turn = torch.exp(1j * torch.arange(T)[:, None] * frequency)                             # (T, Dk/2)
     q, k = (torch.complex(z[..., :4], z[..., 4:]) * turn for z in (q, k))
     want = torch.zeros_like(v)
     for t in range(T):

@@ -1,4 +1,4 @@
-"""The shell commands end to end: train, sample, score, resume bit for bit, two processes as one, and every wrong input."""
+"""The shell commands end to end: train, sample, score, resume bit for bit, two processes as one, every wrong input."""
 import contextlib
 import json
 import os
@@ -15,8 +15,9 @@ from conftest import ROOT
 
 from cli import UserError, draw_curve
 
-TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=64', '--batch_size=4', '--learning_rate=1e-2', '--warmup_steps=5',
-        '--max_steps=40', '--eval_every=20', '--eval_batches=2', '--sample_tokens=8', '--device=cpu']
+TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=64', '--batch_size=4', '--learning_rate=1e-2',
+        '--warmup_steps=5', '--max_steps=40', '--eval_every=20', '--eval_batches=2', '--sample_tokens=8',
+        '--device=cpu']
 
 
 @pytest.fixture(scope='module')
@@ -35,7 +36,8 @@ def trained(text, tmp_path_factory):
 
 def shell(script, *args, code=0, **kwargs):
     """Run a script as a user would; a wrong exit code shows what it printed."""
-    done = subprocess.run([sys.executable, os.path.join(ROOT, script), *args], capture_output=True, text=True, timeout=120, **kwargs)
+    command = [sys.executable, os.path.join(ROOT, script), *args]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, **kwargs)
     assert done.returncode == code, f'exit code {done.returncode}\n{done.stdout}\n{done.stderr}'
     return done
 
@@ -80,7 +82,8 @@ def test_sample_and_score(trained, text):
     args = (f'--out_dir={out_dir}', '--device=cpu')
     one = shell('sample.py', 'line 12: ', '--max_new_tokens=30', *args)
     assert one.stdout.startswith('line 12: ') and 'tok/s, state' in one.stderr
-    assert shell('sample.py', '-', '--max_new_tokens=30', *args, input='line 12: ').stdout == one.stdout, 'the same seed, from stdin'
+    from_stdin = shell('sample.py', '-', '--max_new_tokens=30', *args, input='line 12: ')
+    assert from_stdin.stdout == one.stdout, 'the same prompt and seed'
     talk = shell('sample.py', '--interactive', '--max_new_tokens=5', *args, input='line 1\nline 2\n')
     assert talk.stderr.count('tok/s, state') == 2
     score = dict(line.split(':', 1) for line in shell('sample.py', f'--score={text}', *args).stdout.splitlines())
@@ -100,7 +103,7 @@ def test_score_is_the_mean_over_one_pass(trained, tmp_path, capsys):
 
 
 def test_stopped_and_resumed_equals_never_stopped(trained, text, tmp_path):
-    """Ctrl-C in the middle, between two evaluations: losses and weights are the same bit for bit, and nothing is logged twice."""
+    """Ctrl-C between two evaluations: losses and weights are the same bit for bit, and nothing is logged twice."""
     out_dir = str(tmp_path / 'out')
     command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--data={text}', f'--out_dir={out_dir}', *TINY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -119,16 +122,17 @@ def test_stopped_and_resumed_equals_never_stopped(trained, text, tmp_path):
 
 def test_evaluation_does_not_touch_training(trained, text, tmp_path):
     out_dir = str(tmp_path / 'out')
-    inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *[a for a in TINY if 'eval_every' not in a], '--eval_every=7')
+    args = [arg for arg in TINY if 'eval_every' not in arg]
+    inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *args, '--eval_every=7')
     assert losses(out_dir) == losses(trained[0])
 
 
 def test_two_processes_equal_one(trained, text, tmp_path):
     """The same batch cut over two processes and in two parts each; equal to rounding."""
     out_dir = str(tmp_path / 'out')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2', os.path.join(ROOT, 'train.py'),
-               f'--data={text}', f'--out_dir={out_dir}', '--grad_accum=2', *TINY]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | {'OMP_NUM_THREADS': '1'})
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+               os.path.join(ROOT, 'train.py'), f'--data={text}', f'--out_dir={out_dir}', '--grad_accum=2', *TINY]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     one, two = losses(trained[0]), losses(out_dir)
     assert max(abs(one[step] - two[step]) for step in one) < 1e-3
@@ -200,7 +204,7 @@ def test_prompts_that_cannot_be(trained, text, tmp_path):
     inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY, '--mixer=attention', '--seed=1')
     with pytest.raises(UserError, match='has 65 tokens, but this attention model sees 64'):
         inside('sample.py', 'x' * 65, f'--out_dir={out_dir}')
-    inside('sample.py', 'x' * 65, f'--out_dir={trained[0]}', '--max_new_tokens=1')          # a recurrent memory reads any length
+    inside('sample.py', 'x' * 65, f'--out_dir={trained[0]}', '--max_new_tokens=1')      # a recurrent memory can
     with pytest.raises(UserError, match='the prompt is empty'):
         inside('sample.py', '', f'--out_dir={out_dir}')
     with pytest.raises(UserError, match='cannot read'):
