@@ -260,6 +260,8 @@ def load_checkpoint(path, device='cpu'):
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}; train one first (python train.py), or name its folder '
                         'with --out_dir') from None
+    except PermissionError:
+        raise UserError(f'{path} may not be read by this user') from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError):
         raise UserError(f'{path} is damaged or not a checkpoint; nothing was changed') from None
     if not isinstance(checkpoint, dict) or checkpoint.get('format') != FORMAT:

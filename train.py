@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import data
 from cli import UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, read_args
-from model import Config, Hope, load_checkpoint, pick_device, save_checkpoint
+from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
 
 one_line_errors()
 
@@ -95,9 +95,9 @@ PRESETS = {
     # small: a 26M model of bytes for one GPU
     'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, batch_size=64, max_steps=5000,
                   learning_rate=1e-3, warmup_steps=200, eval_every=500),
-    # gpt2: the size of GPT-2 124M, on 2.5 billion tokens of web text
+    # gpt2: the size of GPT-2 124M, four times over 100 million tokens of web text
     'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, batch_size=256, grad_accum=8,
-                 max_steps=9500, learning_rate=1e-3, warmup_steps=300, eval_every=500, data='fineweb', tokenizer='gpt2',
+                 max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250, data='fineweb', tokenizer='gpt2',
                  tie_head=True),
 }
 
@@ -142,7 +142,8 @@ try:
 except OSError as error:
     raise UserError(f'cannot make the folder {run.out_dir}: {error.strerror}') from None
 
-torch.set_float32_matmul_precision('high')              # tf32 where a GPU has it
+if on_gpu:
+    torch.set_float32_matmul_precision('high')          # tf32 for what stays in float32
 use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
 use_compile = run.compile == 'true' or run.compile == 'auto' and on_gpu
@@ -174,10 +175,11 @@ bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token
 # -----------------------------------------------------------------------------
 # model and optimizer
 
+if checkpoint and config.vocab_size != enc.n_vocab:
+    raise UserError(f'the tokenizer in {run.out_dir} has {enc.n_vocab} tokens and the model {config.vocab_size}: '
+                    'they are not of the same run')
 config.vocab_size = enc.n_vocab
-raw_model = Hope(config).to(device)
-if checkpoint:
-    raw_model.load_state_dict(checkpoint['model'])
+raw_model = load_model(checkpoint, device) if checkpoint else Hope(config).to(device)
 groups = [{'params': [], 'weight_decay': run.weight_decay}, {'params': [], 'weight_decay': 0.0}]
 for name, p in raw_model.named_parameters():
     is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv'))
@@ -229,8 +231,12 @@ if main:
 
 
 def log(**entry):
-    if main:
+    if not main:
+        return
+    try:
         print(json.dumps(entry), file=log_file, flush=True)
+    except OSError as error:
+        raise UserError(f'could not write {log_path}: {error.strerror}; --resume goes on from {ckpt_path}') from None
 
 
 # -----------------------------------------------------------------------------

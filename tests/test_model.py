@@ -102,7 +102,7 @@ def test_attention_state_stops_at_the_block_size():
 
 def test_logits_stay_finite_after_many_tokens():
     for mixer in RECURRENT:
-        logits, state = tiny(mixer, block_size=2000, chunk_size=64).read(ids(1, 20_000))
+        logits, state = tiny(mixer, n_layer=1, block_size=10_000, chunk_size=64).read(ids(1, 100_000))
         assert torch.isfinite(logits).all() and all(torch.isfinite(layer['S']).all() for layer in state), mixer
 
 
