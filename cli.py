@@ -128,14 +128,24 @@ def check(condition, message):
 # files
 
 
+def read_file(path, size=-1):
+    """The bytes of a file, the first `size` of them; UserError if it cannot be read."""
+    try:
+        with open(path, 'rb') as file:
+            return file.read(size)
+    except OSError as error:
+        raise UserError(f"could not read {path}: {error.strerror}; check the path and its permissions") from None
+
+
 @contextlib.contextmanager
 def atomic_write(path):
     """
     A binary file to write to that becomes `path` only when the block ends well: whatever happens before, a crash,
-    a full disk, a Ctrl-C, the old file stays as it was. Raises UserError if the disk refuses.
+    a full disk, a Ctrl-C, the old file stays as it was. Makes the folder. Raises UserError if the disk refuses.
     """
     temporary = f'{path}.{os.getpid()}.tmp'
     try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         with open(temporary, 'wb') as file:
             yield file
             file.flush()

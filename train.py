@@ -18,7 +18,6 @@ import json
 import math
 import os
 import platform
-import resource
 import signal
 import subprocess
 import sys
@@ -137,10 +136,6 @@ on_gpu = device.startswith('cuda')
 if run.batch_size % (world * run.grad_accum):
     raise UsageError(f'--batch_size={run.batch_size} must be a multiple of devices x grad_accum = '
                      f'{world} x {run.grad_accum}')
-try:
-    os.makedirs(run.out_dir, exist_ok=True)
-except OSError as error:
-    raise UserError(f'cannot make the folder {run.out_dir}: {error.strerror}') from None
 
 if on_gpu:
     torch.set_float32_matmul_precision('high')          # tf32 for what stays in float32
@@ -288,6 +283,17 @@ def clock(seconds):
     return f'{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}'
 
 
+def peak_memory():
+    """MiB: the GPU's, or this process's where the system tells."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:                                 # Windows
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
 stopping = False
 
 
@@ -380,14 +386,10 @@ if main and step > first_step:
     print(draw_curve(losses))
     counted = max(1, step - first_step - 1) * run.batch_size * config.block_size
     speed = counted / max(train_seconds, 1e-9)
-    if on_gpu:
-        peak = torch.cuda.max_memory_allocated() / 2**20
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     for key, value in (('mixer', config.mixer), ('parameters', raw_model.num_params()), ('steps', step),
                        ('tokens', step * run.batch_size * config.block_size), ('train_seconds', f'{train_seconds:.1f}'),
                        ('tokens_per_second', f'{speed:.0f}'), ('gflops', f'{speed * flops / 1e9:.1f}'),
-                       ('peak_memory_mib', f'{peak:.0f}'), ('val_loss', f'{val_loss:.4f}'),
+                       ('peak_memory_mib', f'{peak_memory():.0f}'), ('val_loss', f'{val_loss:.4f}'),
                        ('val_bpb', f'{val_loss * bits_per_byte:.4f}'),
                        ('best_val_bpb', f'{best_loss * bits_per_byte:.4f}'), ('checkpoint', ckpt_path)):
         print(f"{key + ':':<20}{value}")

@@ -24,7 +24,9 @@ import numpy as np
 import pytest
 import torch
 
+import cli
 import data
+import tokenizer
 from cli import UserError
 
 # Bytes that a tokenizer can stumble on: invalid UTF-8 of each kind, encoded surrogates, a spelled-out special token.
@@ -54,7 +56,7 @@ def python():
 
 
 def learned(n_vocab=285):
-    return data.get_tokenizer(f'bpe:{n_vocab}', texts=[TEXT])
+    return tokenizer.get_tokenizer(f'bpe:{n_vocab}', texts=[TEXT])
 
 
 # -----------------------------------------------------------------------------
@@ -206,7 +208,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
 
     def refuse(*_):
         raise PermissionError(13, 'Permission denied')
-    monkeypatch.setattr(data, 'open', refuse, raising=False)
+    monkeypatch.setattr(cli, 'open', refuse, raising=False)
     assert 'Permission denied' in fails(path, data.prepare, path)
 
 
@@ -223,44 +225,44 @@ def gpt2(tmp_path, monkeypatch):
     shutil.copy(os.path.join(folder, 'vocab.bpe'), tmp_path / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
     shutil.copy(os.path.join(folder, 'encoder.json'), tmp_path / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
     monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
-    return data.get_tokenizer('gpt2')
+    return tokenizer.get_tokenizer('gpt2')
 
 
 def round_trips(enc):
     for text in [*HARD, TEXT, b''.join(HARD), np.random.default_rng(0).bytes(5000)]:
-        ids = data.encode(enc, text)
+        ids = tokenizer.encode(enc, text)
         assert ids.dtype == np.uint16 and ids.ndim == 1
         assert enc.decode_bytes(ids.tolist()) == text
         assert enc.eot_token not in ids
     text = 'def f(x):\n    return "café 😀"  # 2024\n\n\n' * 3
-    assert data.encode(enc, text.encode()).tolist() == enc.encode_ordinary(text)
+    assert tokenizer.encode(enc, text.encode()).tolist() == enc.encode_ordinary(text)
 
 
 def test_bytes_round_trip():
-    enc = data.get_tokenizer('bytes')
+    enc = tokenizer.get_tokenizer('bytes')
     assert enc.n_vocab == 257 and enc.eot_token == 256
-    assert data.encode(enc, b'\x00a\xff').tolist() == [0, 97, 255]
+    assert tokenizer.encode(enc, b'\x00a\xff').tolist() == [0, 97, 255]
     round_trips(enc)
 
 
 def test_bpe_round_trip():
     enc = learned()
     assert enc.n_vocab == 285 and enc.eot_token == 284
-    assert len(data.encode(enc, TEXT)) < len(TEXT) / 2
+    assert len(tokenizer.encode(enc, TEXT)) < len(TEXT) / 2
     round_trips(enc)
 
 
 def test_gpt2_round_trip(tmp_path, monkeypatch):
     enc = gpt2(tmp_path, monkeypatch)
-    assert enc.n_vocab == 50257 and data.encode(enc, b'hello world').tolist() == [31373, 995]
+    assert enc.n_vocab == 50257 and tokenizer.encode(enc, b'hello world').tolist() == [31373, 995]
     round_trips(enc)
 
 
 def test_gpt2_without_a_network_says_what_to_fetch(tmp_path, monkeypatch):
     def unreachable(name):
         raise OSError('no route to host\nsecond line')
-    monkeypatch.setattr(data.tiktoken, 'get_encoding', unreachable)
-    message = fails('TIKTOKEN_CACHE_DIR', data.get_tokenizer, 'gpt2')
+    monkeypatch.setattr(tokenizer.tiktoken, 'get_encoding', unreachable)
+    message = fails('TIKTOKEN_CACHE_DIR', tokenizer.get_tokenizer, 'gpt2')
     base = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
     assert base + 'vocab.bpe' in message and base + 'encoder.json' in message
     assert '6d1cbeee0f20b3d9449abfede4726ed8212e3aee (vocab.bpe)' in message
@@ -272,7 +274,7 @@ def test_gpt2_without_a_network_says_what_to_fetch(tmp_path, monkeypatch):
 def test_long_runs(text):
     """A million blanks in a row end tiktoken 0.14 in a panic ('StackOverflow') when they come in one call."""
     enc = learned()
-    ids = data.encode(enc, text)
+    ids = tokenizer.encode(enc, text)
     assert enc.decode_bytes(ids.tolist()) == text
     if text.startswith(b'word'):        # the places where text is cut for the call leave no trace
         assert ids.tolist() == enc.encode_ordinary(text.decode())
@@ -280,7 +282,7 @@ def test_long_runs(text):
 
 def naive_bpe(texts, n_merges):
     """Count all pairs anew for every merge, as one would write it down."""
-    words = [[bytes([b]) for b in word.encode()] for text in texts for word in re.findall(data.WORD, text.decode())]
+    words = [[bytes([b]) for b in word.encode()] for text in texts for word in re.findall(tokenizer.WORD, text.decode())]
     tokens = [bytes([i]) for i in range(256)]
     for _ in range(n_merges):
         counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
@@ -303,35 +305,35 @@ GREEDY = {'runs': b'aaaa aaa aa aaaaaaa baaab abab', 'words': TEXT[:400], 'utf8'
 def test_bpe_is_the_greedy_choice_of_the_most_frequent_pair(text):
     n_merges = 6 if text.startswith(b'aaaa') else 12
     tokens, words = naive_bpe([text], n_merges)
-    ranks = data.train_bpe([text], n_merges)
+    ranks = tokenizer.train_bpe([text], n_merges)
     assert list(ranks) == tokens and list(ranks.values()) == list(range(256 + n_merges))
-    enc = data.get_tokenizer(f'bpe:{257 + n_merges}', texts=[text])
-    encoded = [enc.decode_single_token_bytes(i) for i in data.encode(enc, text)]
+    enc = tokenizer.get_tokenizer(f'bpe:{257 + n_merges}', texts=[text])
+    encoded = [enc.decode_single_token_bytes(i) for i in tokenizer.encode(enc, text)]
     assert encoded == [token for word in words for token in word]
 
 
 def test_bpe_on_source_code_agrees_with_the_naive_count():
     text = dict(python()[0])['shutil.py'][:6000]
-    assert list(data.train_bpe([text], 60)) == naive_bpe([text], 60)[0]
+    assert list(tokenizer.train_bpe([text], 60)) == naive_bpe([text], 60)[0]
 
 
 def test_bpe_does_not_learn_from_invalid_bytes():
-    assert data.train_bpe([b'\xff\xfe' * 50 + b'abab'], 1).keys() - {bytes([i]) for i in range(256)} == {b'ab'}
+    assert tokenizer.train_bpe([b'\xff\xfe' * 50 + b'abab'], 1).keys() - {bytes([i]) for i in range(256)} == {b'ab'}
 
 
 def test_bpe_saved_and_loaded(tmp_path):
     folder = tmp_path / 'out'
-    made = data.get_tokenizer('bpe:290', str(folder), [TEXT])
+    made = tokenizer.get_tokenizer('bpe:290', str(folder), [TEXT])
     assert os.listdir(folder) == ['tokenizer.bpe']
     lines = (folder / 'tokenizer.bpe').read_text().split()
     assert [made.decode_single_token_bytes(i) for i in range(289)] == [base64.b64decode(line) for line in lines]
     for texts in (None, [b'quite another text, from which other merges would follow']):
-        loaded = data.get_tokenizer('bpe:290', str(folder), texts)
-        assert (data.encode(loaded, TEXT) == data.encode(made, TEXT)).all()
-    fails(str(folder / 'tokenizer.bpe'), data.get_tokenizer, 'bpe:291', str(folder), [TEXT])
+        loaded = tokenizer.get_tokenizer('bpe:290', str(folder), texts)
+        assert (tokenizer.encode(loaded, TEXT) == tokenizer.encode(made, TEXT)).all()
+    fails(str(folder / 'tokenizer.bpe'), tokenizer.get_tokenizer, 'bpe:291', str(folder), [TEXT])
     for broken in (b'not base64!', b'\n'.join(line.encode() for line in lines[:-1] + lines[-2:-1]), b''):
         (folder / 'tokenizer.bpe').write_bytes(broken)
-        fails(str(folder / 'tokenizer.bpe'), data.get_tokenizer, 'bpe:290', str(folder), [TEXT])
+        fails(str(folder / 'tokenizer.bpe'), tokenizer.get_tokenizer, 'bpe:290', str(folder), [TEXT])
 
 
 def test_bpe_learns_from_training_documents_alone(tmp_path):
@@ -343,20 +345,20 @@ def test_bpe_learns_from_training_documents_alone(tmp_path):
 
 def test_tokenizers_that_cannot_be(tmp_path):
     for name in ('', 'word', 'bpe', 'bpe:', 'bpe:256', 'bpe:x', 'bpe:-300', 'gpt4', 'bpe:1e4'):
-        message = fails(f"'{name}'", data.get_tokenizer, name, str(tmp_path), [TEXT])
+        message = fails(f"'{name}'", tokenizer.get_tokenizer, name, str(tmp_path), [TEXT])
         assert 'bytes' in message and 'bpe:N' in message and 'gpt2' in message
-    fails(str(tmp_path), data.get_tokenizer, 'bpe:300', str(tmp_path))
-    assert data.get_tokenizer('bpe:257', texts=[b'']).n_vocab == 257
+    fails(str(tmp_path), tokenizer.get_tokenizer, 'bpe:300', str(tmp_path))
+    assert tokenizer.get_tokenizer('bpe:257', texts=[b'']).n_vocab == 257
     # 'abcd' has 3 merges in it: the number that is offered must be the largest that works
-    fails('only 3', data.get_tokenizer, 'bpe:1000', texts=[b'abcd'])
-    fails('bpe:260', data.get_tokenizer, 'bpe:261', texts=[b'abcd'])
-    assert data.encode(data.get_tokenizer('bpe:260', texts=[b'abcd']), b'abcd').tolist() == [258]
+    fails('only 3', tokenizer.get_tokenizer, 'bpe:1000', texts=[b'abcd'])
+    fails('bpe:260', tokenizer.get_tokenizer, 'bpe:261', texts=[b'abcd'])
+    assert tokenizer.encode(tokenizer.get_tokenizer('bpe:260', texts=[b'abcd']), b'abcd').tolist() == [258]
 
 
 def test_ids_past_uint16():
-    enc = data.tiktoken.Encoding('large', pat_str=data.WORD, mergeable_ranks={bytes([i]): i for i in range(256)},
+    enc = tokenizer.tiktoken.Encoding('large', pat_str=tokenizer.WORD, mergeable_ranks={bytes([i]): i for i in range(256)},
                                  special_tokens={'<|endoftext|>': 70000})
-    assert data.encode(enc, b'a\xff').dtype == np.uint32
+    assert tokenizer.encode(enc, b'a\xff').dtype == np.uint32
 
 
 # -----------------------------------------------------------------------------
@@ -445,7 +447,7 @@ def test_interrupted_tokenizing_is_not_taken_for_finished(tmp_path, monkeypatch)
     path, folder = write(tmp_path / 'a.txt', b'a' * 100), str(tmp_path / 'out')
     data.prepare(path, 'bytes', folder, quiet=True)
     write(tmp_path / 'a.txt', b'b' * 100)
-    calls, encode = [], data.encode
+    calls, encode = [], tokenizer.encode
 
     def stop_at_the_second(*arguments):
         calls.append(1)

@@ -170,7 +170,7 @@ def test_damaged_foreign_and_evil_checkpoints(tmp_path, monkeypatch):
     good = {'model': model.state_dict(), 'config': dataclasses.asdict(model.config)}
     save_checkpoint(path, good)
     whole = path.read_bytes()
-    for damaged in (whole[:len(whole) // 2], b'', b'hello', pickle.dumps({'a': 1})):
+    for damaged in (whole[:len(whole) // 2], b'', b'hello', pickle.dumps({'a': 1}, protocol=2)):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match='damaged or not a checkpoint|not a checkpoint of this project'):
             load_checkpoint(path)
