@@ -13,6 +13,7 @@ the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
+import contextlib
 import dataclasses
 import json
 import math
@@ -29,7 +30,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from cli import UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, read_args
+from cli import UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, read_args, read_file
 from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
 
 one_line_errors()
@@ -74,9 +75,9 @@ class Run:
     seed: int = 1337                    # of the weights, the batches and the samples
 
     def __post_init__(self):
-        for name in ('batch_size', 'grad_accum', 'eval_every', 'eval_batches'):
+        for name in ('max_steps', 'batch_size', 'grad_accum', 'eval_every', 'eval_batches'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('max_steps', 'warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'seed'):
+        for name in ('warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'seed'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
         check(0 < self.cooldown <= 1, f'--cooldown must be above 0 and at most 1, not {self.cooldown}')
@@ -103,8 +104,6 @@ PRESETS = {
 # the command line wins over the checkpoint that --resume goes on from, that over the preset, and that over the defaults
 given = read_args([Run, Config], sys.argv[1:], hidden=('vocab_size',))
 run, = build([Run], given)
-device = pick_device(run.device)
-preset = run.preset if run.preset != 'auto' else 'small' if device == 'cuda' else 'cpu'
 ckpt_path, log_path = os.path.join(run.out_dir, 'ckpt.pt'), os.path.join(run.out_dir, 'log.jsonl')
 checkpoint = None
 if run.resume:
@@ -119,7 +118,9 @@ else:
     if os.path.exists(ckpt_path) and not run.overwrite:
         raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
                         '--out_dir=NAME keeps both')
+    preset = run.preset if run.preset != 'auto' else 'small' if pick_device(run.device) == 'cuda' else 'cpu'
     run, config = build([Run, Config], PRESETS[preset] | given)
+device = pick_device(run.device)
 
 # -----------------------------------------------------------------------------
 # setup: devices, number formats, random generators
@@ -209,11 +210,13 @@ def git_commit():
         return 'unknown'
 
 
-losses, lines = [], []
-if checkpoint and os.path.exists(log_path):             # drop what a crash left behind the checkpoint
-    with open(log_path) as file:
-        lines = [line for line in map(json.loads, file) if line.get('step', 0) <= step]
-    losses = [line['loss'] for line in lines if 'loss' in line]
+lines = []
+if checkpoint and os.path.exists(log_path):             # drop what a crash left after the checkpoint: steps, half a line
+    for text in read_file(log_path).splitlines():
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    lines = [line for line in lines if line.get('step', 0) <= step]
+losses = [line['loss'] for line in lines if 'loss' in line]
 machine = torch.cuda.get_device_name() if on_gpu else f'{platform.machine()}, {torch.get_num_threads()} threads'
 lines.append({'command': ' '.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
               'python': platform.python_version(), 'machine': machine, 'devices': world,
