@@ -285,7 +285,7 @@ def load_model(checkpoint, device='cpu'):
 
 def main():
     import time
-    print('four layers of width 192, one sequence, one thread; ms per token with 100 and with 10,000 tokens before it')
+    print('the default model, one sequence, one thread; ms per token with 100 and with 10,000 tokens before it')
     print(f"{'mixer':<16}{'parameters':>12}{'MFLOP/token':>13}{'state at 100':>14}{'at 10,000':>12}{'ms':>8}{'ms':>8}")
     torch.set_num_threads(1)
     for mixer in MIXERS:

@@ -90,12 +90,12 @@ class Run:
 
 
 PRESETS = {
-    # cpu: the defaults above and in model.py; two cores of a laptop, minutes
+    # cpu: the defaults above and in model.py; 0.95 M parameters, 7 minutes on two cores, 1.73 bits per byte
     'cpu': {},
-    # small: a 26M model of bytes for one GPU
+    # small: 28 M parameters, bytes, for one GPU; not measured yet
     'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, batch_size=64, max_steps=5000,
                   learning_rate=1e-3, warmup_steps=200, eval_every=500),
-    # gpt2: the size of GPT-2 124M, four times over 100 million tokens of web text
+    # gpt2: the size of GPT-2 124M, four times over 100 million tokens of web text; not measured yet
     'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, batch_size=256, grad_accum=8,
                  max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250, data='fineweb', tokenizer='gpt2',
                  tie_head=True),
