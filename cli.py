@@ -33,10 +33,17 @@ class UsageError(UserError):
 
 def one_line_errors():
     """Report a UserError as one line on stderr, and a Ctrl-C as nothing; a bug keeps its traceback."""
+    for stream, errors in ((sys.stdin, 'surrogateescape'), (sys.stdout, 'replace'), (sys.stderr, 'replace')):
+        if hasattr(stream, 'reconfigure'):  # a character that the terminal cannot show must not end a training run
+            stream.reconfigure(errors=errors)
+
     def hook(kind, error, traceback):
+        if kind.__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error):
+            kind, error = UserError, UserError('out of memory; try a larger --grad_accum, or a smaller --batch_size, '
+                                               '--block_size or model')
         if issubclass(kind, UserError):
             sys.stdout.flush()
-            print(f'error: {error}', file=sys.stderr, flush=True)
+            print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
             os._exit(error.exit_code)       # sys.excepthook cannot choose the exit code; nothing is left to flush
         if issubclass(kind, (KeyboardInterrupt, BrokenPipeError)):
             os._exit(130)
@@ -135,6 +142,13 @@ def read_file(path, size=-1):
             return file.read(size)
     except OSError as error:
         raise UserError(f"could not read {path}: {error.strerror}; check the path and its permissions") from None
+
+
+def remove_file(path):
+    try:
+        os.remove(path)
+    except OSError as error:
+        raise UserError(f'could not remove {path}: {error.strerror}') from None
 
 
 @contextlib.contextmanager

@@ -74,7 +74,8 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64):
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
     (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
     so all chunks compute it at once; what is left for a loop over chunks is three small products. All exponents are
-    <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in float32.
+    <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in
+    float32 (on a GPU its products are tf32 if torch was told so).
     """
     check_shapes(q, k, e, a, b, c, state)
     B, H, T, Dk = k.shape

@@ -51,7 +51,6 @@ def remember(rule, q, k, v, alpha, beta, state, chunk_size):
     q, k (B, H, T, Dk), v (B, H, T, Dv), alpha, beta (B, H, T) gates in (0, 1), of which each rule takes what it needs
     state {'S': (B, H, Dv, Dk), ...}, as returned; read-only
     returns y (B, H, T, Dv) and the new state
-
     """
     match rule:     #                     retention    erase            write               of e =
         case 'linear':          a, b, c = None,        None,            None                # v
@@ -70,7 +69,9 @@ def remember(rule, q, k, v, alpha, beta, state, chunk_size):
     T, t = k.shape[2], 0
     while t < T:
         part = slice(t, t + min(TTT_CHUNK - place, T - t))          # up to the chunk's end
-        e = v[:, :, part] - k[:, :, part] @ S_xi.mT.to(k.dtype)     # (B, H, C, Dk) x (B, H, Dk, Dv) -> (B, H, C, Dv)
+        with torch.autocast(k.device.type, enabled=False):
+            k_part = at_least_float32(k[:, :, part])
+            e = v[:, :, part] - k_part @ S_xi.mT.to(k_part.dtype)   # (B, H, C, Dk) x (B, H, Dk, Dv) -> (B, H, C, Dv)
         y_part, S = delta_rule(q[:, :, part], k[:, :, part], e, a, b, c[:, :, part], S, TTT_CHUNK)
         y.append(y_part)
         place = (place + part.stop - t) % TTT_CHUNK
@@ -131,9 +132,10 @@ class Recurrent(nn.Module):
 
     def flops(self, T):
         """Forward FLOPs per token beyond the weights: within a chunk (C/2 keys seen on average), and with the state."""
-        D, Dk, C = self.out.in_features, self.out.in_features // self.n_head, min(self.chunk_size, T)
-        within = 2 * D * C / 2 * (2 if self.beta is None else 4)                    # q k^T, scores v; k k^T, inverse
-        return within + 2 * D * Dk * (2 if self.beta is None else 3)                # read, write; erase
+        D, Dk = self.out.in_features, self.out.in_features // self.n_head
+        C = min(T, TTT_CHUNK if self.rule == 'ttt' else self.chunk_size)
+        within = 2 * D * C / 2 * (4 if 'delta' in self.rule else 2)                 # q k^T, scores v; k k^T, inverse
+        return within + 2 * D * Dk * (2 if self.beta is None else 3)                # read, write; the old answer
 
 
 # -----------------------------------------------------------------------------
@@ -210,8 +212,8 @@ MIXERS = {rule: Recurrent for rule in RECURRENT} | {'attention': Attention}
 def recall(rule, n_pairs, alike=0.0, again=0, Dk=32, trials=8):
     """
     The share of n_pairs pairs, stored one after the other with fixed gates, whose value is the nearest one to what
-    their key reads. Keys are random with a mean cosine of `alike` between them; values are random. The first `again` keys are
-    stored a second time with new values, and must answer with the new one.
+    their key reads. Keys are random with a mean cosine of `alike` between them; values are random. The first `again`
+    keys are stored a second time with new values, and must answer with the new one.
     """
     rng = torch.Generator().manual_seed(0)
     common = F.normalize(torch.randn(trials, 1, 1, Dk, generator=rng), dim=-1)

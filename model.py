@@ -14,8 +14,6 @@ Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A sta
 """
 import dataclasses
 import math
-import pickle
-import zipfile
 from dataclasses import dataclass
 
 import torch
@@ -101,7 +99,7 @@ class Hope(nn.Module):
     @torch.no_grad()
     def init_weights(self):
         """
-        embed                   normal, std 1 (tied: the head's), so that the first norm changes little
+        embed                   normal, std 1, so that the first norm changes little (tied to the head: 1 / sqrt(D))
         head                    normal, std 1 / D: logits start near 0 and the loss near log V
         mixer.qkv, .gate, mlp.up        normal, std 1 / sqrt(D)
         mixer.out, mlp.out      normal, std 1 / sqrt(fan_in 2 L): the 2 L residual branches together add variance 1
@@ -115,7 +113,7 @@ class Hope(nn.Module):
             if name == 'head.weight':
                 p.normal_(std=1 / D)
             elif name == 'embed.weight':
-                p.normal_(std=1 / D if self.config.tie_head else 1.0)
+                p.normal_(std=D ** -0.5 if self.config.tie_head else 1.0)
             elif name.endswith(('mixer.qkv.weight', 'mixer.gate.weight', 'mlp.up.weight')):
                 p.normal_(std=D ** -0.5)
             elif name.endswith('out.weight'):
@@ -191,9 +189,11 @@ class Hope(nn.Module):
             logits, _, state = self(token[:, None], state=state)
             logits = logits[:, -1]
 
-    def generate(self, idx, max_new_tokens, **kwargs):
+    def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None,
+                 state=None):
         """idx (B, T) -> idx with up to max_new_tokens more, (B, T + n); options as in stream."""
-        return torch.cat([idx] + [token[:, None] for token, _ in self.stream(idx, max_new_tokens, **kwargs)], dim=1)
+        tokens = self.stream(idx, max_new_tokens, temperature, top_k, top_p, stop_token, generator, state)
+        return torch.cat([idx] + [token[:, None] for token, _ in tokens], dim=1)
 
     def num_params(self):
         return sum(p.numel() for p in self.parameters())
@@ -209,7 +209,7 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """logits (B, V) -> one token id per row (B,)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = logits / temperature
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature        # a tiny temperature must not overflow
     if top_k:
         kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -225,11 +225,10 @@ def pick_device(name):
     """'auto' is the GPU where there is one, else the CPU; UserError for a device that this machine does not have."""
     if name == 'auto':
         return 'cuda' if torch.cuda.is_available() else 'cpu'
-    kind = name.split(':')[0]
-    if kind == 'cuda' and not torch.cuda.is_available() or kind == 'mps' and not torch.backends.mps.is_available():
-        raise UserError(f'--device={name}, but torch finds no such device on this machine; use --device=cpu')
-    if kind not in ('cpu', 'cuda', 'mps'):
+    if name not in ('cpu', 'cuda', 'mps'):
         raise UserError(f"--device takes auto, cpu, cuda or mps, not '{name}'")
+    if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
+        raise UserError(f'--device={name}, but torch finds no such device on this machine; use --device=cpu')
     return name
 
 
@@ -242,6 +241,7 @@ def state_bytes(state):
 # checkpoints: plain types only, so that loading one never runs code from it
 
 FORMAT = 'nested-learning-1'
+KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256')
 
 
 def save_checkpoint(path, checkpoint):
@@ -253,19 +253,22 @@ def save_checkpoint(path, checkpoint):
             raise OSError(f'{error}'.splitlines()[0]) from None
 
 
-def load_checkpoint(path, device='cpu'):
+def load_checkpoint(path):
     """Read a checkpoint back; UserError in one line if it is missing, truncated, or not one of ours."""
     try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
+        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     except FileNotFoundError:
         raise UserError(f'there is no checkpoint {path}; train one first (python train.py), or name its folder '
                         'with --out_dir') from None
     except PermissionError:
         raise UserError(f'{path} may not be read by this user') from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile, KeyError, ValueError):
+    except Exception:                       # damaged bytes make torch raise nearly anything; it runs none of them
         raise UserError(f'{path} is damaged or not a checkpoint; nothing was changed') from None
     if not isinstance(checkpoint, dict) or checkpoint.get('format') != FORMAT:
         raise UserError(f'{path} is not a checkpoint of this project (format {FORMAT})')
+    missing = [key for key in KEYS if key not in checkpoint]
+    if missing:
+        raise UserError(f"{path} is a checkpoint without {', '.join(missing)}")
     return checkpoint
 
 
@@ -274,7 +277,7 @@ def load_model(checkpoint, device='cpu'):
     try:
         model = Hope(Config(**checkpoint['config']))
         model.load_state_dict(checkpoint['model'])
-    except (TypeError, ValueError, KeyError, RuntimeError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f'the checkpoint does not fit this code: {str(error).splitlines()[0]}') from None
     return model.to(device)
 

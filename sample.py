@@ -48,6 +48,7 @@ class Sample:
 
     def __post_init__(self):
         check(self.max_new_tokens >= 1, f'--max_new_tokens must be at least 1, not {self.max_new_tokens}')
+        check(0 <= self.seed < 2**63, f'--seed must be at least 0 and below 2^63, not {self.seed}')
         check(self.num_samples >= 1, f'--num_samples must be at least 1, not {self.num_samples}')
         check(0 <= self.temperature < math.inf, f'--temperature must be at least 0, not {self.temperature}')
         check(self.top_k >= 0, f'--top_k must be at least 0, not {self.top_k}')
@@ -56,7 +57,7 @@ class Sample:
 
 given = read_args([Sample], sys.argv[1:], positional='prompt')
 args, = build([Sample], given)
-if sum((bool(args.score), args.interactive, 'prompt' in given)) > 1:
+if sum(('score' in given, args.interactive, 'prompt' in given)) > 1:
     raise UsageError('give one of a prompt, --interactive and --score')
 
 # -----------------------------------------------------------------------------
@@ -64,7 +65,7 @@ if sum((bool(args.score), args.interactive, 'prompt' in given)) > 1:
 
 device = pick_device(args.device)
 ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
-checkpoint = load_checkpoint(ckpt_path, device)
+checkpoint = load_checkpoint(ckpt_path)
 model = load_model(checkpoint, device).eval()
 enc = get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
 block_size = model.config.block_size
@@ -120,13 +121,11 @@ def prompt_tokens(text):
 def score(path):
     """Bits per byte over a file: every token is predicted from all before it, the first from an end of text."""
     try:
-        file, size = open(path, 'rb'), os.path.getsize(path)
+        file = open(path, 'rb')
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None
-    if size == 0:
-        raise UserError(f'{path} is empty; there is nothing to score')
     nats, tokens_read, bytes_read, state, last, start = 0.0, 0, 0, None, enc.eot_token, time.perf_counter()
-    while piece := file.read(1 << 20):                  # in pieces, so that memory stays constant
+    while piece := file.read(1 << 20):                  # memory stays constant; a bpe word at a seam costs a bit more
         tokens = encode(enc, piece).tolist()
         for i in range(0, len(tokens), block_size):
             part = tokens[i:i + block_size]
@@ -137,6 +136,8 @@ def score(path):
         bytes_read += len(piece)
     if sys.stderr.isatty():
         note()
+    if not bytes_read:
+        raise UserError(f'{path} is empty; there is nothing to score')
     speed = tokens_read / (time.perf_counter() - start)
     for key, value in (('file', path), ('bytes', bytes_read), ('tokens', tokens_read),
                        ('nats_per_token', f'{nats / tokens_read:.4f}'),
@@ -149,7 +150,7 @@ def score(path):
 # go
 
 rng = torch.Generator(device=device).manual_seed(args.seed)
-if args.score:
+if 'score' in given:
     score(args.score)
 elif args.interactive:
     note('a prompt a line; the model goes on from all lines so far. Ctrl-D ends.')

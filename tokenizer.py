@@ -123,10 +123,13 @@ def get_tokenizer(name, directory=None, texts=None, fresh=False):
         path = os.path.join(directory or '', 'tokenizer.bpe')       # one token a line, in order of rank
         if directory is not None and os.path.exists(path) and not fresh:
             lines = read_file(path).split()
-            if lines[:256] != [base64.b64encode(token) for token in tokens] or len(set(lines)) != n_vocab - 1:
-                raise UserError(f"{path} has {len(lines)} tokens, {name} has {n_vocab - 1} and an end of text: use the "
+            try:
+                tokens = [base64.b64decode(line, validate=True) for line in lines]
+            except ValueError:
+                tokens = []
+            if tokens[:256] != [bytes([i]) for i in range(256)] or not len(set(tokens)) == len(tokens) == n_vocab - 1:
+                raise UserError(f"{path} is not a {name} of {n_vocab - 1} tokens and an end of text: use the "
                                 "--tokenizer that made the file, or remove it to learn another")
-            tokens = [base64.b64decode(line) for line in lines]
         elif texts is None:
             raise UserError(f"{path} is missing: the run that learned {name} keeps it next to its checkpoint")
         else:

@@ -15,10 +15,12 @@ Does NOT include: sharded models, several machines, learning-rate search.
 """
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import os
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -30,7 +32,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from cli import UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, read_args, read_file
+from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, read_args, read_file,
+                 remove_file)
 from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
 
 one_line_errors()
@@ -79,6 +82,7 @@ class Run:
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         for name in ('warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'seed'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
+        check(self.seed < 2**63, f'--seed must be below 2^63, not {self.seed}')
         check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
         check(0 < self.cooldown <= 1, f'--cooldown must be above 0 and at most 1, not {self.cooldown}')
         for name in ('beta1', 'beta2'):
@@ -106,6 +110,8 @@ given = read_args([Run, Config], sys.argv[1:], hidden=('vocab_size',))
 run, = build([Run], given)
 ckpt_path, log_path = os.path.join(run.out_dir, 'ckpt.pt'), os.path.join(run.out_dir, 'log.jsonl')
 checkpoint = None
+if run.resume and run.overwrite:
+    raise UsageError('give one of --resume and --overwrite')
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
@@ -113,7 +119,7 @@ if run.resume:
         if key in given and given[key] != saved[key]:
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
-    run, config = build([Run, Config], saved | given)
+    run, config = build([Run, Config], saved | {'out_dir': run.out_dir} | given)
 else:
     if os.path.exists(ckpt_path) and not run.overwrite:
         raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
@@ -125,11 +131,11 @@ device = pick_device(run.device)
 # -----------------------------------------------------------------------------
 # setup: devices, number formats, random generators
 
-rank, world = int(os.environ.get('RANK', 0)), int(os.environ.get('WORLD_SIZE', 1))
+ddp = 'TORCHELASTIC_RUN_ID' in os.environ               # started by torchrun
+rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if ddp else (0, 1)
 main = rank == 0                                        # the process that prints, evaluates and writes
-ddp = 'RANK' in os.environ
-if ddp:
-    dist.init_process_group('nccl' if device == 'cuda' else 'gloo')
+if ddp:                                                 # the others wait while it downloads, or learns a tokenizer
+    dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))
     if device == 'cuda':
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
@@ -161,8 +167,8 @@ train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.
                                                    fresh=main and not run.resume)
 if ddp and main:
     dist.barrier()
-if main and not run.resume and os.path.exists(ckpt_path):
-    os.remove(ckpt_path)                                # --overwrite; the new data could be read, so the old run ends
+for tokens in (train_tokens, val_tokens):               # too short for a batch is said now, not after the first steps
+    data.get_batch(tokens, 1, config.block_size, torch.Generator())
 if checkpoint and checkpoint['sha256'] != info['sha256']:
     raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
                     'a resumed run needs the same')
@@ -183,7 +189,13 @@ for name, p in raw_model.named_parameters():
 optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
 step, best_loss = 0, math.inf
 if checkpoint:
-    optimizer.load_state_dict(checkpoint['optimizer'])
+    knobs = [{key: group[key] for key in ('weight_decay', 'betas', 'fused')} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(checkpoint['optimizer'])
+    except (KeyError, ValueError) as error:
+        raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
+    for group, knob in zip(optimizer.param_groups, knobs):
+        group.update(knob)                              # what this command line says, not what the checkpoint's said
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss = checkpoint['step'], checkpoint['best_loss']
 model = torch.compile(raw_model) if use_compile else raw_model
@@ -211,18 +223,21 @@ def git_commit():
 
 
 lines = []
-if checkpoint and os.path.exists(log_path):             # drop what a crash left after the checkpoint: steps, half a line
+if checkpoint and os.path.exists(log_path):             # drop what a crash left: later steps, half a line
     for text in read_file(log_path).splitlines():
         with contextlib.suppress(ValueError):
             lines.append(json.loads(text))
+    lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get('step', 0), int)]
     lines = [line for line in lines if line.get('step', 0) <= step]
 losses = [line['loss'] for line in lines if 'loss' in line]
 machine = torch.cuda.get_device_name() if on_gpu else f'{platform.machine()}, {torch.get_num_threads()} threads'
-lines.append({'command': ' '.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
+lines.append({'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
               'python': platform.python_version(), 'machine': machine, 'devices': world,
               'start_step': step, 'parameters': raw_model.num_params(), 'data': info,
               'run': dataclasses.asdict(run), 'config': dataclasses.asdict(config)})
 if main:
+    if run.overwrite and os.path.exists(ckpt_path):     # nothing refused the new run: the old one ends here
+        remove_file(ckpt_path)
     with atomic_write(log_path) as file:
         file.write(''.join(json.dumps(line) + '\n' for line in lines).encode())
     log_file = open(log_path, 'a')
@@ -297,14 +312,14 @@ def peak_memory():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
 
 
-stopping = False
+asked_to_stop = stopping = False                        # the first in this process, the second agreed by all of them
 
 
 def on_signal(signum, frame):
-    global stopping
-    if stopping:
+    global asked_to_stop
+    if asked_to_stop:
         raise KeyboardInterrupt                         # the second Ctrl-C does not wait
-    stopping = True
+    asked_to_stop = True
     say('\nstopping after this step (once more to leave at once)')
 
 
@@ -320,9 +335,13 @@ first_step, train_seconds, recent = step, 0.0, []
 share = run.batch_size // (world * run.grad_accum)      # sequences that go through the model at once
 while True:
     # evaluate, sample, save
-    done = step >= run.max_steps or stopping
+    early = stopping and step < run.max_steps
+    done = early or step >= run.max_steps
     if done or (step % run.eval_every == 0 and step > first_step):
-        if main and step > first_step:
+        if main and step > first_step and early:        # whoever stops us may not wait for an evaluation
+            save()
+            say(f'stopped at step {step:,}; go on with: python train.py --resume --out_dir={run.out_dir}')
+        elif main and step > first_step:
             val_loss = evaluate()
             best_loss = min(best_loss, val_loss)
             save()
@@ -342,7 +361,7 @@ while True:
     for group in optimizer.param_groups:
         group['lr'] = lr
     x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
-    x, y = (z[rank::world].to(device, non_blocking=True) for z in (x, y))
+    x, y = x[rank::world].to(device), y[rank::world].to(device)
     loss = torch.zeros((), device=device)
     for part in range(run.grad_accum):
         rows = slice(part * share, (part + 1) * share)
@@ -353,9 +372,11 @@ while True:
         part_loss.backward()
         loss += part_loss.detach()
     if ddp:                                             # the mean loss, and whether anybody was told to stop
-        message = torch.stack([loss, torch.tensor(float(stopping), device=device)])
+        message = torch.stack([loss, torch.tensor(float(asked_to_stop), device=device)])
         dist.all_reduce(message)
         loss, stopping = message[0] / world, message[1].item() > 0
+    else:
+        stopping = asked_to_stop
 
     # step
     grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
@@ -382,13 +403,11 @@ while True:
 # -----------------------------------------------------------------------------
 # summary
 
-if main and step > first_step:
-    if stopping and step < run.max_steps:
-        print(f'stopped at step {step:,}; go on with: python train.py --resume --out_dir={run.out_dir}')
+if main and step > first_step and not early:
     print('\ntraining loss, nats per token')
     print(draw_curve(losses))
     counted = max(1, step - first_step - 1) * run.batch_size * config.block_size
-    speed = counted / max(train_seconds, 1e-9)
+    speed = counted / train_seconds if train_seconds else speed
     for key, value in (('mixer', config.mixer), ('parameters', raw_model.num_params()), ('steps', step),
                        ('tokens', step * run.batch_size * config.block_size), ('train_seconds', f'{train_seconds:.1f}'),
                        ('tokens_per_second', f'{speed:.0f}'), ('gflops', f'{speed * flops / 1e9:.1f}'),

@@ -282,7 +282,8 @@ def test_long_runs(text):
 
 def naive_bpe(texts, n_merges):
     """Count all pairs anew for every merge, as one would write it down."""
-    words = [[bytes([b]) for b in word.encode()] for text in texts for word in re.findall(tokenizer.WORD, text.decode())]
+    words = [word for text in texts for word in re.findall(tokenizer.WORD, text.decode())]
+    words = [[bytes([b]) for b in word.encode()] for word in words]
     tokens = [bytes([i]) for i in range(256)]
     for _ in range(n_merges):
         counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
@@ -356,7 +357,8 @@ def test_tokenizers_that_cannot_be(tmp_path):
 
 
 def test_ids_past_uint16():
-    enc = tokenizer.tiktoken.Encoding('large', pat_str=tokenizer.WORD, mergeable_ranks={bytes([i]): i for i in range(256)},
+    ranks = {bytes([i]): i for i in range(256)}
+    enc = tokenizer.tiktoken.Encoding('large', pat_str=tokenizer.WORD, mergeable_ranks=ranks,
                                  special_tokens={'<|endoftext|>': 70000})
     assert tokenizer.encode(enc, b'a\xff').dtype == np.uint32
 

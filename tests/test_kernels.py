@@ -78,7 +78,7 @@ def test_no_overflow_when_forgetting_fast():
         inputs[3][:, :, 20:100] = 1e-6
     double = [x.detach().double().requires_grad_() for x in inputs]
     for name, got, want in zip(NAMES, forward_backward(delta_rule, inputs), forward_backward(delta_rule_ref, double)):
-        if name == 'da':                        # as a gate's logit sees it: da alone is a small difference, divided by a
+        if name == 'da':                        # as a gate's logit sees it: da is a small difference divided by a
             got, want = got * inputs[3], want * double[3]
         assert_near(name, got, want, 1e-4)
 

@@ -158,6 +158,20 @@ def test_every_parameter_learns(mixer):
         assert p.grad is not None and p.grad.abs().max() > 0, name
 
 
+def test_gates_and_reads_are_float32_under_autocast(monkeypatch):
+    """A retention of 0.999 is 1 in bfloat16: the memory would never forget."""
+    seen = {}
+    def spy(rule, q, k, v, alpha, beta, state, chunk_size):
+        seen.update(alpha=alpha.dtype, beta=beta.dtype)
+        y, state = remember(rule, q, k, v, alpha, beta, state, chunk_size)
+        seen['S'] = state['S'].dtype
+        return y, state
+    monkeypatch.setattr('memory.remember', spy)
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        tiny('gated_deltanet').float()(torch.randint(257, (1, 20)))
+    assert set(seen.values()) == {torch.float32}
+
+
 def test_recall_table():
     """What `python memory.py` claims: the delta rule holds what a sum cannot, attention holds everything."""
     assert recall('attention', 128) == 1.0 and recall('attention', 128, alike=0.5) == 1.0

@@ -173,6 +173,10 @@ def test_other_mixers_and_bpe(mixer, text, tmp_path):
     ('train.py', ['--data=/no/such/thing'], '/no/such/thing'),
     ('train.py', ['--data=EMPTY'], 'EMPTY holds 0 bytes'),
     ('train.py', ['--data=SHORT'], 'block_size'),
+    ('train.py', ['--data=NARROW', '--block_size=64'], 'the data has 64 tokens and one window takes 65'),
+    ('train.py', ['--device=cpu:x'], '--device takes'),
+    ('train.py', ['--seed=99999999999999999999'], '--seed must be below'),
+    ('train.py', ['--resume', '--overwrite'], 'give one of'),
     ('train.py', ['--tokenizer=words'], 'words'),
     ('train.py', ['--tokenizer=bpe:100'], 'bpe'),
     ('train.py', ['--resume'], 'there is no checkpoint'),
@@ -186,6 +190,7 @@ def test_wrong_command_lines(script, args, named, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'EMPTY').write_bytes(b'')
     (tmp_path / 'SHORT').write_bytes(b'too short for a block')
+    (tmp_path / 'NARROW').write_bytes(b'x' * 624)            # long enough to train on, too short to hold a block out
     with pytest.raises(UserError, match='^[^\n]*$') as caught, contextlib.redirect_stdout(None):
         inside(script, *args)
     assert named in str(caught.value), str(caught.value)
@@ -220,9 +225,24 @@ def test_a_run_is_not_overwritten_or_mixed(trained, text, tmp_path):
     for change in ('--n_embd=64', '--mixer=linear', '--data=python', '--seed=2', '--tokenizer=gpt2'):
         with pytest.raises(UserError, match='cannot change it'):
             inside('train.py', '--resume', f'--out_dir={out_dir}', change)
+    with pytest.raises(UserError, match='one window takes'):
+        args = [arg for arg in TINY if 'block_size' not in arg]
+        inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *args, '--overwrite', '--block_size=9000')
     assert open(os.path.join(out_dir, 'ckpt.pt'), 'rb').read() == before
     inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY, '--overwrite', '--cooldown=0.5')
     assert losses(out_dir) == losses(trained[0])
+
+
+def test_a_resumed_run_may_move_and_change_its_optimizer(trained, tmp_path):
+    out_dir = str(tmp_path / 'moved')
+    shutil.copytree(trained[0], out_dir)
+    with open(os.path.join(out_dir, 'log.jsonl'), 'a') as file:
+        file.write('5\n{"step": null}\n{"step": 4')            # what a crash may leave
+    change = ('--max_steps=42', '--weight_decay=0.3', '--beta2=0.5')
+    script = inside('train.py', '--resume', *change, f'--out_dir={out_dir}')
+    assert script['ckpt_path'].startswith(out_dir) and list(losses(out_dir)) == list(range(1, 43))
+    assert [group['weight_decay'] for group in script['optimizer'].param_groups] == [0.3, 0.0]
+    assert script['optimizer'].param_groups[0]['betas'] == (0.9, 0.5)
 
 
 def test_changed_text_is_noticed(trained, text, tmp_path):
