@@ -306,9 +306,13 @@ def download(url, path, sha256):
 
 
 def main(data='python'):
-    """Print what is in a corpus, the beginning of a validation document, and what a small tokenizer makes of it."""
+    """What is in a corpus, what it costs without context, a held-out document, what a small bpe makes of it."""
     is_tokens = data == 'fineweb' or token_file(data) is not None
-    _, val, enc, _ = prepare(data, 'gpt2' if is_tokens else 'bytes')
+    train, val, enc, info = prepare(data, 'gpt2' if is_tokens else 'bytes')
+    seen = np.bincount(train, minlength=enc.n_vocab) + 1
+    nats = -np.log(seen / seen.sum())[val].mean()
+    bpb = nats / np.log(2) / info['bytes_per_token']
+    print(f'token frequencies alone predict validation at {bpb:.3f} bits per byte')
     text = enc.decode_bytes(val[:2000].tolist()).removeprefix(b'<|endoftext|>').split(b'<|endoftext|>')[0]
     print(f"\n{text.decode('utf-8', 'replace')[:300]}\n")
     if is_tokens:
