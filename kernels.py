@@ -74,8 +74,8 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64):
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
     (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
     so all chunks compute it at once; what is left for a loop over chunks is three small products. All exponents are
-    <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in
-    float32 (on a GPU its products are tf32 if torch was told so).
+    <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in float32 (on a
+    GPU its products are tf32 if torch was told so).
     """
     check_shapes(q, k, e, a, b, c, state)
     B, H, T, Dk = k.shape
@@ -93,12 +93,11 @@ def delta_rule_chunks(q, k, e, a, b, c, S):
     """delta_rule on whole chunks: q, k (B, H, N, C, Dk), e (B, H, N, C, Dv), a, b, c (B, H, N, C), S (B, H, Dv, Dk)."""
     C = k.shape[3]
     past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()       # past[t, s]: token t sees token s <= t
-    keep = k.new_ones(()) if a is None else a.clamp(min=1e-12)
-    g = keep.log().cumsum(-1) if a is not None else None                    # (B, H, N, C)
-    decay = past.to(k.dtype)                                                # (C, C), with retention (B, H, N, C, C)
-    k_end, q_start, keep_all = k, q, None
+    decay, k_end, q_start, keep_all = past.to(k.dtype), k, q, None          # with nothing forgotten
     if a is not None:
-        decay = (g[..., :, None] - g[..., None, :]).masked_fill(~past, -torch.inf).exp()
+        a = a.clamp(min=1e-12)                                              # its logarithm must be finite
+        g = a.log().cumsum(-1)                                              # (B, H, N, C)
+        decay = (g[..., :, None] - g[..., None, :]).masked_fill(~past, -torch.inf).exp()   # (B, H, N, C, C)
         k_end = (g[..., -1:] - g).exp()[..., None] * k                      # what the chunk's end holds of each write
         q_start = None if q is None else g.exp()[..., None] * q             # what each read still finds of S_0
         keep_all = g[..., -1, None, None].exp()                             # (B, H, N, 1, 1)
@@ -106,7 +105,7 @@ def delta_rule_chunks(q, k, e, a, b, c, S):
     write = e if c is None else c[..., None] * e                            # (B, H, N, C, Dv)
     inverse, k_erase = None, None
     if b is not None:
-        k_erase = (b / keep)[..., None] * k                                 # (B, H, N, C, Dk)
+        k_erase = (b if a is None else b / a)[..., None] * k                # (B, H, N, C, Dk)
         inverse = UnitLowerInverse.apply((k_erase @ k.mT) * decay)          # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
         k_erase = k_erase if a is None else g.exp()[..., None] * k_erase
 
