@@ -21,6 +21,7 @@ import math
 import os
 import platform
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -149,6 +150,8 @@ if on_gpu:
 use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
 use_compile = run.compile == 'true' or run.compile == 'auto' and on_gpu
+if use_compile and not on_gpu and not any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl'))):
+    raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
 batch_rng = torch.Generator().manual_seed(run.seed)
 
