@@ -180,10 +180,7 @@ bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token
 # -----------------------------------------------------------------------------
 # model and optimizer
 
-if checkpoint and config.vocab_size != enc.n_vocab:
-    raise UserError(f'the tokenizer in {run.out_dir} has {enc.n_vocab} tokens and the model {config.vocab_size}: '
-                    'they are not of the same run')
-config.vocab_size = enc.n_vocab
+config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
 raw_model = load_model(checkpoint, device) if checkpoint else Hope(config).to(device)
 groups = [{'params': [], 'weight_decay': run.weight_decay}, {'params': [], 'weight_decay': 0.0}]
 for name, p in raw_model.named_parameters():
@@ -192,7 +189,7 @@ for name, p in raw_model.named_parameters():
 optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
 step, best_loss = 0, math.inf
 if checkpoint:
-    knobs = [{key: group[key] for key in ('weight_decay', 'betas', 'fused')} for group in optimizer.param_groups]
+    knobs = [{key: group[key] for key in ('weight_decay', 'betas')} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(checkpoint['optimizer'])
     except (KeyError, ValueError) as error:
