@@ -177,6 +177,12 @@ def atomic_write(path):
 # the terminal
 
 
+def print_block(**values):
+    """`key: value` lines, the keys padded to one width, made to be grepped."""
+    for key, value in values.items():
+        print(f"{key + ':':<20}{value}")
+
+
 def draw_curve(values, width=72, height=12):
     """A list of numbers as a curve of text lines, y axis labelled; neighbours are averaged to fit the width."""
     n = min(width, len(values))

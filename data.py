@@ -160,6 +160,11 @@ def token_file(path):
     return np.memmap(path, '<u2', 'r', offset=1024) if n_tokens else np.empty(0, np.uint16)
 
 
+def is_tokens(data):
+    """Whether --data names tokens, and not text."""
+    return data == 'fineweb' or token_file(data) is not None
+
+
 def load_token_files(data):
     """train, val and [(name, tokens)], memory-mapped."""
     if data == 'fineweb':
@@ -210,10 +215,10 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fre
                                 validation, so that nats per token / bytes_per_token / ln 2 are bits per byte
     raises  UserError for whatever is wrong with the data, by its name
     """
-    is_tokens = data == 'fineweb' or token_file(data) is not None
-    if is_tokens and tokenizer != 'gpt2':       # said before 400 MB are downloaded
+    given_tokens = is_tokens(data)
+    if given_tokens and tokenizer != 'gpt2':    # said before 400 MB are downloaded
         raise UserError(f"{data} is made of gpt2 tokens: use --tokenizer=gpt2")
-    if is_tokens:
+    if given_tokens:
         enc = get_tokenizer(tokenizer)          # before the download too
         train, val, named = load_token_files(data)
     else:
@@ -225,7 +230,7 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fre
         digest.update(f'{name}\0{len(content)}\0'.encode('utf-8', 'surrogateescape'))
         digest.update(content)
 
-    if is_tokens:
+    if given_tokens:
         pass
     elif sum(len(text) for _, text in named) * token_type(enc).itemsize > MEMMAP_BYTES:     # at worst a token per byte
         train, val = tokens_on_disk(parts, enc, DOWNLOADS if directory is None else directory, digest.hexdigest())
@@ -307,15 +312,14 @@ def download(url, path, sha256):
 
 def main(data='python'):
     """What is in a corpus, what it costs without context, a held-out document, what a small bpe makes of it."""
-    is_tokens = data == 'fineweb' or token_file(data) is not None
-    train, val, enc, info = prepare(data, 'gpt2' if is_tokens else 'bytes')
+    train, val, enc, info = prepare(data, 'gpt2' if is_tokens(data) else 'bytes')
     seen = np.bincount(train, minlength=enc.n_vocab) + 1
     nats = -np.log(seen / seen.sum())[val].mean()
     bpb = nats / np.log(2) / info['bytes_per_token']
     print(f'token frequencies alone predict validation at {bpb:.3f} bits per byte')
     text = enc.decode_bytes(val[:2000].tolist()).removeprefix(b'<|endoftext|>').split(b'<|endoftext|>')[0]
     print(f"\n{text.decode('utf-8', 'replace')[:300]}\n")
-    if is_tokens:
+    if is_tokens(data):
         return
     pairs = list(zip(*load_documents(data)))
     train, held_out = [sample([doc for doc, split in pairs if split == which], 1 << 20) for which in ('train', 'val')]

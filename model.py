@@ -176,9 +176,9 @@ class Hope(nn.Module):
         temperature 0 takes the most likely token; top_k > 0 samples among the k most likely; top_p < 1 among the fewest
         that together have this probability. Ends early once every row of the batch has produced stop_token.
         """
-        logits, state = self.read(idx, state)
         stopped = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
         for _ in range(max_new_tokens):
+            logits, state = self.read(idx, state)                                   # the prompt, then a token at a time
             token = sample(logits, temperature, top_k, top_p, generator)            # (B, V) -> (B,)
             if stop_token is not None:
                 token = token.masked_fill(stopped, stop_token)
@@ -186,8 +186,7 @@ class Hope(nn.Module):
             yield token, state
             if stop_token is not None and stopped.all():
                 return
-            logits, _, state = self(token[:, None], state=state)
-            logits = logits[:, -1]
+            idx = token[:, None]                                                    # (B, 1)
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None,
                  state=None):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cli import UsageError, UserError, build, check, one_line_errors, read_args
+from cli import UsageError, UserError, build, check, one_line_errors, print_block, read_args
 from model import load_checkpoint, load_model, pick_device, state_bytes
 from tokenizer import encode, get_tokenizer
 
@@ -136,11 +136,9 @@ def score(path):
     if not bytes_read:
         raise UserError(f'{path} is empty; there is nothing to score')
     speed = tokens_read / (time.perf_counter() - start)
-    for key, value in (('file', path), ('bytes', bytes_read), ('tokens', tokens_read),
-                       ('nats_per_token', f'{nats / tokens_read:.4f}'),
-                       ('bits_per_byte', f'{nats / math.log(2) / bytes_read:.4f}'),
-                       ('tokens_per_second', f'{speed:.0f}'), ('state_bytes', state_bytes(state))):
-        print(f"{key + ':':<20}{value}")
+    print_block(file=path, bytes=bytes_read, tokens=tokens_read, nats_per_token=f'{nats / tokens_read:.4f}',
+                bits_per_byte=f'{nats / math.log(2) / bytes_read:.4f}', tokens_per_second=f'{speed:.0f}',
+                state_bytes=state_bytes(state))
 
 
 # -----------------------------------------------------------------------------

@@ -33,8 +33,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, read_args, read_file,
-                 remove_file)
+from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, print_block, read_args,
+                 read_file, remove_file)
 from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
 
 one_line_errors()
@@ -294,7 +294,7 @@ def save():
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': optimizer.state_dict(), 'config': dataclasses.asdict(config),
         'run': dataclasses.asdict(run), 'step': step, 'batch_rng': batch_rng.get_state(), 'best_loss': best_loss,
-        'sha256': info['sha256'], 'bytes_per_token': info['bytes_per_token']})
+        'sha256': info['sha256']})
 
 
 def clock(seconds):
@@ -408,12 +408,11 @@ if main and step > first_step and not early:
     print(draw_curve(losses))
     counted = max(1, step - first_step - 1) * run.batch_size * config.block_size
     speed = counted / train_seconds if train_seconds else speed
-    for key, value in (('mixer', config.mixer), ('parameters', raw_model.num_params()), ('steps', step),
-                       ('tokens', step * run.batch_size * config.block_size), ('train_seconds', f'{train_seconds:.1f}'),
-                       ('tokens_per_second', f'{speed:.0f}'), ('gflops', f'{speed * flops / 1e9:.1f}'),
-                       ('peak_memory_mib', f'{peak_memory():.0f}'), ('val_loss', f'{val_loss:.4f}'),
-                       ('val_bpb', f'{val_loss * bits_per_byte:.4f}'),
-                       ('best_val_bpb', f'{best_loss * bits_per_byte:.4f}'), ('checkpoint', ckpt_path)):
-        print(f"{key + ':':<20}{value}")
+    print_block(mixer=config.mixer, parameters=raw_model.num_params(), steps=step,
+                tokens=step * run.batch_size * config.block_size, train_seconds=f'{train_seconds:.1f}',
+                tokens_per_second=f'{speed:.0f}', gflops=f'{speed * flops / 1e9:.1f}',
+                peak_memory_mib=f'{peak_memory():.0f}', val_loss=f'{val_loss:.4f}',
+                val_bpb=f'{val_loss * bits_per_byte:.4f}', best_val_bpb=f'{best_loss * bits_per_byte:.4f}',
+                checkpoint=ckpt_path)
 if ddp:
     dist.destroy_process_group()
