@@ -6,12 +6,17 @@ The hot loops: one linear recurrence drives the whole family of memories. Its to
 A memory S is a matrix that maps keys to values. At every token it keeps a fraction a_t of what it holds, erases a
 fraction b_t of what it would have answered to the key k_t, and writes c_t of the new content e_t at that key. memory.py
 shows how linear attention, RetNet, gated linear attention, DeltaNet, Gated DeltaNet and TTT-Linear are choices of
-(a, b, c, e).
+(a, b, c, e). With momentum (mu) the writes are gathered first, as Titans does:
+
+    P_t = mu_t P_{t-1} + c_t e_t k_t^T                              S_t = S_{t-1} (a_t I - b_t k_t k_t^T) + P_t
+
+A memory with a hidden layer is two such matrices: what is written in each is its share of one gradient
+(mlp_memory_grad).
 
     python kernels.py              checks the chunked form against the token loop and times both
     python kernels.py --compile    the torch.compile'd form as well (its first call takes a minute on a CPU)
 
-Does NOT include: momentum in the recurrence; hand-written Triton or CUDA.
+Does NOT include: hand-written Triton or CUDA.
 
 Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training"; column vectors, y = W x)
     paper       here    shape               meaning
@@ -21,6 +26,8 @@ Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training
     alpha_t     a       (B, H, T)           retention in (0, 1]; 1 keeps everything
     -           b       (B, H, T)           erase rate
     eta_t       c       (B, H, T)           write rate
+    S_t, eta_t  P, mu   (B, H, Dv, Dk), ..  Titans' momentum and its decay in [0, 1)
+    W_2, W_1    W2, U   (.., M, Dk), (.., Dv, Dk + M)   the layers of an MLP memory, M hidden units
     B batch, H heads, T time, Dk key width, Dv value width, C chunk, N number of chunks, W width of a convolution
 """
 import torch
@@ -30,7 +37,7 @@ import torch.nn.functional as F
 # the recurrence, token by token
 
 
-def delta_rule_ref(q, k, e, a, b, c, state=None):
+def delta_rule_ref(q, k, e, a, b, c, state=None, mu=None):
     """
     The token loop: the equation at the top of this file, in any dtype. Everything else is tested against it.
 
@@ -41,32 +48,41 @@ def delta_rule_ref(q, k, e, a, b, c, state=None):
     b     (B, H, T) or None         erase rate;          None erases nothing   (b = 0)
     c     (B, H, T) or None         write rate;          None writes e as is   (c = 1)
     state (B, H, Dv, Dk) or None    the memory before the first token; None is empty (zeros)
-    returns y (B, H, T, Dv), each token's read after its own write, and the memory after the last token
+    mu    (B, H, T) or None         decay of the momentum; the state is then the pair (memory, momentum)
+    returns y (B, H, T, Dv), each token's read after its own write, and the state after the last token
     """
-    check_shapes(q, k, e, a, b, c, state)
-    S = k.new_zeros(*k.shape[:2], e.shape[-1], k.shape[-1]) if state is None else state
+    S, P = start(q, k, e, a, b, c, state, mu)
     y = []
     for t in range(k.shape[2]):
-        n = e[:, :, t]                                                      # what token t really writes: (B, H, Dv)
-        if c is not None:
-            n = c[:, :, t, None] * n
-        if b is not None:
-            n = n - b[:, :, t, None] * torch.einsum('bhvk,bhk->bhv', S, k[:, :, t])     # less what S answers already
-        if a is not None:
-            S = a[:, :, t, None, None] * S
-        S = S + torch.einsum('bhv,bhk->bhvk', n, k[:, :, t])                # (B, H, Dv) x (B, H, Dk) -> (B, H, Dv, Dk)
+        write = e[:, :, t] if c is None else c[:, :, t, None] * e[:, :, t]  # (B, H, Dv)
+        write = torch.einsum('bhv,bhk->bhvk', write, k[:, :, t])            # (B, H, Dv) x (B, H, Dk) -> (B, H, Dv, Dk)
+        if mu is not None:
+            write = P = mu[:, :, t, None, None] * P + write
+        if b is not None:                                                   # less what S answers already
+            old = b[:, :, t, None] * torch.einsum('bhvk,bhk->bhv', S, k[:, :, t])
+            write = write - torch.einsum('bhv,bhk->bhvk', old, k[:, :, t])
+        S = write + (S if a is None else a[:, :, t, None, None] * S)
         if q is not None:
             y.append(torch.einsum('bhvk,bhk->bhv', S, q[:, :, t]))          # (B, H, Dv, Dk) x (B, H, Dk) -> (B, H, Dv)
-    return (None if q is None else torch.stack(y, dim=2)), S
+    return (None if q is None else torch.stack(y, dim=2)), (S if mu is None else (S, P))
+
+
+def start(q, k, e, a, b, c, state, mu):
+    """The memory and its momentum before the first token; zeros for what is not given. Checks every shape."""
+    S, P = state if mu is not None and state is not None else (state, None)
+    check_shapes(q, k, e, a, b, c, mu, S, P)
+    zeros = k.new_zeros(*k.shape[:2], e.shape[-1], k.shape[-1])
+    return zeros if S is None else S, zeros if P is None else P
 
 
 # -----------------------------------------------------------------------------
 # the same numbers, chunk-parallel
 
 
-def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64):
+def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None):
     """
-    delta_rule_ref's arguments and results, computed chunk_size tokens at a time.
+    delta_rule_ref's arguments and results, computed chunk_size tokens at a time. rows: how many of the first rows of S
+    are read, y (B, H, T, rows); None reads all of them.
 
     With g_t = log a_1 + ... + log a_t counted from the chunk's start, and S_0 the memory there, the recurrence is
         S_t = exp(g_t) S_0 + sum_{s<=t} exp(g_t - g_s) n_s k_s^T,       n_t = c_t e_t - b_t S_{t-1} k_t
@@ -74,22 +90,33 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64):
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
     (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
     so all chunks compute it at once; what is left for a loop over chunks is three small products. All exponents are
-    <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in float32 (on a
+    <= 0, so nothing overflows however fast the memory forgets. With momentum, a write of token s has grown by the time t
+    to  R_ts = sum_{s<=r<=t} exp(g_t - g_r) exp(h_r - h_s),  h = log mu_1 + ... + log mu_t: one more product of two C x C
+    matrices. What is erased, -b_t S_{t-1} k_t, still solves a triangular system of its own. Under autocast everything here stays in float32 (on a
     GPU its products are tf32 if torch was told so).
     """
-    check_shapes(q, k, e, a, b, c, state)
-    B, H, T, Dk = k.shape
+    S, P = start(q, k, e, a, b, c, state, mu)
+    T = k.shape[2]
     assert T >= 1 and chunk_size >= 1, f'needs a token and a chunk of one, got T={T}, chunk_size={chunk_size}'
     C = min(chunk_size, T)
-    S = k.new_zeros(B, H, e.shape[-1], Dk) if state is None else state
+    if mu is not None and T % C:            # padding would not leave a momentum alone: the odd tail is a chunk of its own
+        whole, tail = ([None if x is None else x[:, :, part] for x in (q, k, e, a, b, c, mu)]
+                       for part in (slice(T - T % C), slice(T - T % C, T)))
+        y1, state = delta_rule(*whole[:6], state, C, whole[6], rows)
+        y2, state = delta_rule(*tail[:6], state, C, tail[6], rows)
+        return (None if q is None else torch.cat([y1, y2], dim=2)), state
     with torch.autocast(k.device.type, enabled=False):
         # a token of padding keeps everything, erases nothing and writes nothing: the final state does not see it
-        parts = [cut(x, C, pad) for x, pad in ((q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0))]
-        y, S = delta_rule_chunks(*parts, S.to(parts[1].dtype))
-    return (None if y is None else y.flatten(2, 3)[:, :, :T].to(e.dtype)), S
+        parts = [cut(x, C, pad) for x, pad in ((q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0))]
+        S, P = S.to(parts[1].dtype), P.to(parts[1].dtype)
+        if mu is None:
+            y, S = delta_rule_chunks(*parts[:6], S, rows)
+        else:
+            y, S, P = momentum_chunks(*parts, S, P, rows)
+    return (None if y is None else y.flatten(2, 3)[:, :, :T].to(e.dtype)), (S if mu is None else (S, P))
 
 
-def delta_rule_chunks(q, k, e, a, b, c, S):
+def delta_rule_chunks(q, k, e, a, b, c, S, rows):
     """delta_rule on whole chunks: q, k (B, H, N, C, Dk), e (B, H, N, C, Dv), a, b, c (B, H, N, C), S (B, H, Dv, Dk)."""
     C = k.shape[3]
     past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()       # past[t, s]: token t sees token s <= t
@@ -114,17 +141,53 @@ def delta_rule_chunks(q, k, e, a, b, c, S):
     starts, writes = [], []
     per_chunk = [k.shape[2] * [None] if x is None else x.unbind(2) for x in (write, inverse, k_erase, k_end, keep_all)]
     for n, inv, k_b, k_e, kept in zip(*per_chunk):
-        starts.append(S)
+        starts.append(S[:, :, :rows])
         if b is not None:
             n = inv @ (n - k_b @ S.mT)                                      # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
         S = n.mT @ k_e + (S if a is None else kept * S)                     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
-        writes.append(n)
+        writes.append(n[..., :rows])
     if q is None:
         return None, S
 
     # the reads of all chunks: what each chunk's start still holds, and what the chunk's own tokens wrote
     y = q_start @ torch.stack(starts, dim=2).mT                             # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
     return y + ((q @ k.mT) * decay) @ torch.stack(writes, dim=2), S         # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+
+
+def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
+    """delta_rule_chunks with momentum: mu (B, H, N, C), P (B, H, Dv, Dk) as S; returns y, S, P."""
+    C = k.shape[3]
+    past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()
+    log_a, log_mu = (torch.zeros_like(mu) if x is None else x.clamp(min=1e-12).log() for x in (a, mu))
+    g, h = log_a.cumsum(-1), log_mu.cumsum(-1)                                  # (B, H, N, C)
+    decay, gather = ((x[..., :, None] - x[..., None, :]).masked_fill(~past, -torch.inf).exp() for x in (g, h))
+    grown = decay @ gather                                                      # (.., C, C) x (.., C, C): R above
+    carry = (decay @ h.exp()[..., None])                                        # (.., C, 1): what P_0 has added to S_t
+    before = F.pad(grown, (0, 0, 1, -1)), F.pad(carry, (0, 0, 1, -1))           # the same, a token earlier
+
+    write = e if c is None else c[..., None] * e                                # (.., C, Dv)
+    b = torch.zeros_like(mu) if b is None else b
+    k_b = b[..., None] * k                                                      # (.., C, Dk)
+    overlap = k_b @ k.mT                                                        # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+    inverse = UnitLowerInverse.apply(overlap * decay * (-log_a).exp()[..., None])
+    known = (overlap * before[0]) @ write                                       # what earlier writes would answer
+    k_S, k_P = (g - log_a).exp()[..., None] * k_b, before[1] * k_b
+    ends = [x[..., -1, :, None] * k for x in (decay, grown, gather)]            # what is left at the end of each write
+    keep = [x[..., -1, None, None].exp() for x in (g, h)]
+
+    y = []
+    for n in range(k.shape[2]):
+        erased = -inverse[:, :, n] @ (k_S[:, :, n] @ S.mT + k_P[:, :, n] @ P.mT + known[:, :, n])   # (.., C, Dv)
+        if q is not None:
+            scores = q[:, :, n] @ k[:, :, n].mT                                 # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+            y.append(g[:, :, n].exp()[..., None] * (q[:, :, n] @ S[:, :, :rows].mT)
+                     + carry[:, :, n] * (q[:, :, n] @ P[:, :, :rows].mT)
+                     + (scores * decay[:, :, n]) @ erased[..., :rows]
+                     + (scores * grown[:, :, n]) @ write[:, :, n, :, :rows])
+        S = (keep[0][:, :, n] * S + carry[:, :, n, -1:] * P                     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
+             + erased.mT @ ends[0][:, :, n] + write[:, :, n].mT @ ends[1][:, :, n])
+        P = keep[1][:, :, n] * P + write[:, :, n].mT @ ends[2][:, :, n]
+    return (None if q is None else torch.stack(y, dim=2)), S, P
 
 
 class UnitLowerInverse(torch.autograd.Function):
@@ -160,16 +223,57 @@ def at_least_float32(x):
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def check_shapes(q, k, e, a, b, c, state):
+def check_shapes(q, k, e, a, b, c, mu, S, P):
     """One assert per argument of delta_rule, so that a wrong call fails by name."""
     assert k.dim() == 4, f'k must be (B, H, T, Dk), got {tuple(k.shape)}'
     B, H, T, Dk = k.shape
     assert q is None or q.shape == k.shape, f'q must have the shape of k {tuple(k.shape)}, got {tuple(q.shape)}'
     assert e.shape[:3] == (B, H, T), f'e must be (B, H, T, Dv) = ({B}, {H}, {T}, Dv), got {tuple(e.shape)}'
-    for name, x in (('a', a), ('b', b), ('c', c)):
+    for name, x in (('a', a), ('b', b), ('c', c), ('mu', mu)):
         assert x is None or x.shape == (B, H, T), f'{name} must be (B, H, T) = ({B}, {H}, {T}), got {tuple(x.shape)}'
     want = (B, H, e.shape[-1], Dk)
-    assert state is None or state.shape == want, f'state must be (B, H, Dv, Dk) = {want}, got {tuple(state.shape)}'
+    for name, x in (('state', S), ('momentum', P)):
+        assert x is None or x.shape == want, f'{name} must be (B, H, Dv, Dk) = {want}, got {tuple(x.shape)}'
+
+
+# -----------------------------------------------------------------------------
+# a memory with a hidden layer
+
+
+def mlp_memory(W2, U, z):
+    """
+    M(z) = U [z; silu(W2 z)]:  W2 (.., M, Dk), U (.., Dv, Dk + M), z (.., T, Dk)
+    returns M(z) (.., T, Dv), the output layer's input x = [z; silu(W2 z)] (.., T, Dk + M), and u = W2 z (.., T, M)
+    paper: M(z) = z + W_1 silu(W_2 z)   here: the skip connection is a matrix that is written like the others, because
+    the memory then contains the linear ones (U = [S, 0]); U = [I, W_1] is the paper's.
+    """
+    u = z @ W2.mT                                                               # (.., T, Dk) x (.., Dk, M) -> (.., T, M)
+    x = torch.cat([z.expand(*u.shape[:-1], -1), F.silu(u)], dim=-1)
+    return x @ U.mT, x, u                                                       # (.., T, Dk + M) x (.., Dk + M, Dv)
+
+
+def mlp_memory_grad_ref(W2, U, k, v, objective='l2'):
+    """
+    One token's inner gradient by autograd: k (Dk,), v (Dv,), W2 (M, Dk), U (Dv, Dk + M) -> -dL/dW2, -dL/dU of
+    L = |M(k) - v|^2 / 2 ('l2') or -<M(k), v> ('dot'), v held constant (paper: "Self-Referential Titans").
+    Differentiable itself, so that the outer loss can learn through it.
+    """
+    if not W2.requires_grad:
+        W2, U = W2.detach().requires_grad_(), U.detach().requires_grad_()
+    W2, U = W2.view_as(W2), U.view_as(U)        # v may have come from the memory itself: only this use of it counts
+    y = mlp_memory(W2, U, k[None])[0][0]
+    loss = 0.5 * (y - v).square().sum() if objective == 'l2' else -(y * v).sum()
+    return tuple(-g for g in torch.autograd.grad(loss, (W2, U), create_graph=True))
+
+
+def mlp_memory_grad(W1, u, error):
+    """
+    The same for all tokens at once, and without the outer products: token t's share of -dL/dW2 is e_t k_t^T and that of
+    -dL/dU is error_t x_t^T. u = W2 k (.., T, M), error (.., T, Dv) is -dL/dM(k): v - M(k) for 'l2', v for 'dot', and W1
+    (.., Dv, M) the columns of U that read the hidden layer. Returns e = silu'(u) * (W1^T error) (.., T, M).
+    """
+    s = torch.sigmoid(u)
+    return s * (1 + u * (1 - s)) * (error @ W1)                                 # (.., T, Dv) x (.., Dv, M) -> (.., T, M)
 
 
 # -----------------------------------------------------------------------------

@@ -28,13 +28,15 @@ Glossary (paper: "Associative Memory", "Self-Referential Titans")
     eta_t       beta    (B, H, T)           write gate in (0, 1)
     B batch, H heads, T time, C chunk, D model width, Dk key width, Dv value width
 """
+import dataclasses
 import math
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import at_least_float32, causal_conv, delta_rule
+from attention import Attention
+from kernels import at_least_float32, causal_conv, delta_rule, mlp_memory, mlp_memory_grad
 
 RECURRENT = ('linear', 'retnet', 'gla', 'deltanet', 'gated_deltanet', 'ttt')
 TTT_CHUNK = 16      # tokens that share one gradient step's starting point in ttt, as in its paper
@@ -109,13 +111,23 @@ class Recurrent(nn.Module):
         state = {'S': S, 'conv': torch.zeros(batch_size, self.conv.shape[1] - 1, 3 * D, device=device)}
         return state | ({'S_xi': S, 'place': 0} if self.rule == 'ttt' else {})
 
+    def streams(self, x, tail):
+        """x (B, T, D) and the convolution's tail -> q, k (of norm 1), v (B, H, T, Dk), and the new tail."""
+        B, T, D = x.shape
+        qkv, tail = causal_conv(self.qkv(x), self.conv, tail)                       # (B, T, D) -> (B, T, 3 D)
+        q, k, v = F.silu(qkv).view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)     # -> three of (B, H, T, Dk)
+        return unit(q), unit(k), v, tail
+
+    def emit(self, y, x):
+        """What was read (B, H, T, Dv), normed, gated by the layer's input x (B, T, D) and projected -> (B, T, D)."""
+        y = self.norm(at_least_float32(y)).transpose(1, 2).reshape(x.shape)         # (B, H, T, Dv) -> (B, T, D)
+        return self.out(y * F.silu(self.gate(x)))
+
     def forward(self, x, state=None):
         B, T, D = x.shape
         H = self.n_head
         state = state or self.init_state(B, x.device)
-        qkv, tail = causal_conv(self.qkv(x), self.conv, state['conv'])              # (B, T, D) -> (B, T, 3 D)
-        q, k, v = F.silu(qkv).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)       # -> three of (B, H, T, Dk)
-        q, k = F.normalize(q, dim=-1, eps=1e-6), F.normalize(k, dim=-1, eps=1e-6)
+        q, k, v, tail = self.streams(x, state['conv'])
 
         # gates: (B, T, D) -> (B, T, H) -> (B, H, T), in float32 because a retention of 0.999 is 1 in bfloat16
         alpha = beta = None
@@ -127,8 +139,7 @@ class Recurrent(nn.Module):
             alpha = self.decay[:, None].expand(B, H, T)
 
         y, memory = remember(self.rule, q, k, v, alpha, beta, state, self.chunk_size)
-        y = self.norm(at_least_float32(y)).transpose(1, 2).reshape(B, T, D)         # (B, H, T, Dv) -> (B, T, D)
-        return self.out(y * F.silu(self.gate(x))), memory | {'conv': tail}
+        return self.emit(y, x), memory | {'conv': tail}
 
     def flops(self, T):
         """Forward FLOPs per token beyond the weights: within a chunk (C/2 keys seen on average), and with the state."""
@@ -139,69 +150,184 @@ class Recurrent(nn.Module):
 
 
 # -----------------------------------------------------------------------------
-# softmax attention: the non-parametric member
+# memories with a hidden layer, which may write their own keys, values and gates
 
 
-class Attention(nn.Module):
+def unit(x):
+    """x with its last axis scaled to norm 1."""
+    return F.normalize(x, dim=-1, eps=1e-6)
+
+
+TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False)
+DEEP = {'hope': {}, 'titans': TITANS | {'memory_momentum': True}, 'ttt_mlp': TITANS | {'forget': False}}
+
+
+class SelfModifyingTitans(Recurrent):
     """
-    Causal softmax attention over the last block_size tokens (RoPE, QK-norm). Its memory is the pairs themselves, so its
-    state grows to block_size pairs and then slides; a recurrent memory's never grows.
+    doc
     """
     def __init__(self, config):
-        super().__init__()
+        super().__init__(config)
         D, H = config.n_embd, config.n_head
-        self.n_head, self.window = H, config.block_size
-        self.qkv = nn.Linear(D, 3 * D, bias=False)
-        self.q_norm, self.k_norm = nn.RMSNorm(D // H, eps=1e-6), nn.RMSNorm(D // H, eps=1e-6)
-        self.out = nn.Linear(D, D, bias=False)
+        config = self.config = dataclasses.replace(config, **DEEP[config.mixer])
+        d, m = D // H, config.memory_hidden or D // H // 2
+        self.memory_chunk = config.memory_chunk
+        self.projection_chunk = config.projection_chunk
+        M = sum(name in config.adaptive for name in 'kvq')
+        R = (1 + M) * m + 2 * ('g' in config.adaptive)
+        self.alpha, self.beta = nn.Linear(D, H), nn.Linear(D, H)
+        self.mu = nn.Linear(D, H) if config.memory_momentum else None
+        self.W2_0 = nn.Parameter(torch.empty(H, R, d))
+        self.U_0 = nn.Parameter(torch.empty(H, d, d + m))
+        self.W1_0 = nn.Parameter(torch.empty(H, M, d, m))
+        self.rate = nn.Parameter(torch.empty(H, 2 + M))
+        self.blend = nn.Parameter(torch.empty(H, 1 + M)) if config.self_values else None
 
     def init_state(self, batch_size, device=None):
-        """No pairs yet: keys and values of (B, H, 0, Dk)."""
-        H = self.n_head
-        empty = torch.zeros(batch_size, H, 0, self.out.in_features // H, device=device)
-        return {'k': empty, 'v': empty}
+        starts = {'W2': self.W2_0, 'U': self.U_0, 'W1': self.W1_0}
+        state = {name: torch.zeros(batch_size, *x.shape, device=device) for name, x in starts.items()}
+        anchor = {f'{name}_xi': x for name, x in state.items()}
+        speed = {f'{name}_p': x for name, x in state.items()} if self.config.memory_momentum else {}
+        tail = torch.zeros(batch_size, self.conv.shape[1] - 1, self.qkv.out_features, device=device)
+        return state | anchor | speed | {'place': 0, 'conv': tail}
 
     def forward(self, x, state=None):
-        B, T, D = x.shape
-        H, W = self.n_head, self.window
-        state = state or self.init_state(B, x.device)
-        q, k, v = self.qkv(x).view(B, T, 3, H, D // H).permute(2, 0, 3, 1, 4)       # -> three of (B, H, T, Dk)
-        q, k = self.q_norm(at_least_float32(q)).to(v.dtype), self.k_norm(at_least_float32(k)).to(v.dtype)
-        k = torch.cat([state['k'].to(v.dtype), k], dim=2)                           # (B, H, S + T, Dk), S from before
-        v = torch.cat([state['v'].to(v.dtype), v], dim=2)
-        S = k.shape[2] - T
+        state = dict(state or self.init_state(len(x), x.device))
+        q, k, v, state['conv'] = self.streams(x, state['conv'])
+        inputs = [at_least_float32(z) for z in (q, k, unit(v))]
+        inputs += [None if gate is None else at_least_float32(gate(x)).mT for gate in (self.alpha, self.beta, self.mu)]
+        with torch.autocast(x.device.type, enabled=False):
+            y, state = self.chunks(inputs, state)
+        return self.emit(y, x), state
 
-        # Keys are stored before their rotation and rotated by their place in the cache: only differences of places
-        # matter, and a place never grows past S + T, so there is no position to carry and none to lose in float32.
-        place = torch.arange(S + T, device=x.device)
-        q_rot, k_rot = rotate(q, place[S:]), rotate(k, place)
-        if T == 1:
-            y = F.scaled_dot_product_attention(q_rot, k_rot, v)                     # one query sees all S + 1 <= W keys
-        elif S == 0 and T <= W:
-            y = F.scaled_dot_product_attention(q_rot, k_rot, v, is_causal=True)
-        else:
-            distance = place[S:, None] - place                                      # (T, S + T)
-            y = F.scaled_dot_product_attention(q_rot, k_rot, v, attn_mask=(distance >= 0) & (distance < W))
-        y = y.transpose(1, 2).reshape(B, T, D)                                      # (B, H, T, Dk) -> (B, T, D)
-        first = max(0, S + T - (W - 1))                                             # all that the next token sees
-        return self.out(y), {'k': k[:, :, first:], 'v': v[:, :, first:]}
+    @torch.compiler.disable(recursive=False)
+    def chunks(self, inputs, state):
+        """Chunk after chunk. Under torch.compile only their common body is compiled, once, however many there are."""
+        T, t, y = inputs[0].shape[2], 0, []
+        C, m = self.memory_chunk, self.U_0.shape[2] - self.U_0.shape[1]
+        place, conv = state.pop('place'), state.pop('conv')
+        while t < T:
+            n = min(C - place % C, T - t)
+            part = [None if x is None else x[:, :, t:t + n] for x in inputs]
+            y_part, new = deep_chunk(self.config, C, self.rate, self.blend, self.W2_0, self.U_0, self.W1_0, *part, state)
+            y.append(y_part)
+            state = state | new
+            t, place = t + n, (place + n) % self.projection_chunk
+            if place % C == 0:                                      # a new start for the memory that is read
+                W2_xi = state['W2'] if place == 0 else torch.cat([state['W2'][:, :, :m], state['W2_xi'][:, :, m:]], dim=2)
+                state |= {'W2_xi': W2_xi, 'U_xi': state['U']}
+            if place == 0:                                          # and for those that generate
+                state['W1_xi'] = state['W1']
+        return torch.cat(y, dim=2), state | {'place': place, 'conv': conv}
 
     def flops(self, T):
-        """Forward FLOPs per token beyond the weights: q k^T and scores v over the T/2 tokens seen on average."""
-        return 2 * 2 * self.out.in_features * min(T, self.window) / 2
+        """Forward FLOPs per token beyond the weights."""
+        H, M, d, m = self.W1_0.shape
+        R, C = self.W2_0.shape[1], min(T, self.memory_chunk)
+        generate = 2 * (M * d * m + 2 * d * R) + 3 * d * (d + m) + 3 * M * d * m + (1 + M) * d * m
+        hidden = 3 * d * R + 2 * C * d + C * R
+        out = 3 * d * (d + m) + C * (d + m) + C * d + M * (2 * d * m + C * m + C * d)
+        return 2 * H * (generate + hidden + out)
 
 
-def rotate(x, place):
-    """RoPE: turn the pairs (i, i + Dk/2) of x (B, H, T, Dk) by place (T,) times their own frequency."""
-    half, dtype = x.shape[-1] // 2, torch.promote_types(x.dtype, torch.float32)
-    frequency = 10000.0 ** (-torch.arange(half, device=x.device, dtype=dtype) / half)
-    angle = place[:, None] * frequency                                              # (T, Dk/2)
-    cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-    x1, x2 = x[..., :half], x[..., half:]
-    return torch.cat([x1 * cos - x2 * sin, x1 * sin + x2 * cos], dim=-1)
+def deep_chunk(o, C, rate, blend, W2_0, U_0, W1_0, q, k, v, alpha, beta, mu, state):
+    """
+    One chunk, or a part of one: everything is generated by the memories as they stood at the chunk's start.
+    """
+    M, d, m = W1_0.shape[1:]
+    W2, U, W1 = W2_0 + state['W2_xi'], U_0 + state['U_xi'], W1_0 + state['W1_xi']
+    names = [name for name in 'kvq' if name in o.adaptive]
+
+    def generate(name, z):
+        """unit(z + W1 silu(W2 z)) by the memory of that name; z itself where it has none."""
+        if name not in names:
+            return z
+        i = names.index(name)
+        h = F.silu(z @ W2[:, :, (1 + i) * m:(2 + i) * m].mT)                        # (.., C, d) x (.., d, m)
+        return unit(z + h @ W1[:, :, i].mT)                                         # (.., C, m) x (.., m, d)
+
+    def answers(z):
+        """What all memories answer to z (B, H, C, d): mem's, the others' (B, H, M, C, d), and the layers' inputs."""
+        pre = z @ W2.mT                                                             # (.., C, d) x (.., d, R)
+        u, us = pre[..., :m], pre[..., m:(1 + M) * m].unflatten(-1, (M, m)).transpose(2, 3)       # (B, H, M, C, m)
+        x, h = torch.cat([z, F.silu(u)], dim=-1), F.silu(us)                        # (B, H, C, d + m)
+        return x @ U.mT, z[:, :, None] + h @ W1.mT, pre, u, us, x, h
+
+    # the chunk's gates, keys, values and queries
+    if 'g' in o.adaptive:
+        shift = k @ W2[:, :, -2:].mT                                                # (B, H, C, 2)
+        alpha, beta = alpha + shift[..., 0], beta + shift[..., 1]
+    k, v, q = generate('k', k), generate('v', v), generate('q', q)
+    alpha = torch.sigmoid(alpha) if o.forget else None
+    mu = None if mu is None else torch.sigmoid(mu)
+
+    # what each memory is to answer to k, and what it does answer
+    target, targets = v, v[:, :, None]
+    if o.self_values:
+        y, ys, pre, *_ = answers(v)
+        rows = pre[..., -2:]
+        target = unit(v + blend[:, :1, None] * y)                                   # (B, H, C, d)
+        targets = unit(v[:, :, None] + blend[:, 1:, None, None] * ys)               # (B, H, M, C, d)
+    elif 'g' in o.adaptive:
+        rows = v @ W2[:, :, -2:].mT
+    y, ys, pre, u, us, x, h = answers(k)
+    hebbian = o.objective == 'dot' and not o.dgd
+    error, errors = (target, targets) if hebbian else (target - y, targets - ys)
+
+    # what each layer is to write: its share of the gradient, around what it answers already where that is erased
+    e_W2 = torch.cat([mlp_memory_grad(U[..., d:], u, error), mlp_memory_grad(W1, us, errors).transpose(2, 3).flatten(3)], -1)
+    e_U, e_W1 = (error, errors) if o.objective == 'l2' else (target, targets)
+    strength = 2 if o.negative_eigenvalues else 1
+    erase_W2, erase = strength * o.dgd, strength * (o.dgd + (o.objective == 'l2_now'))
+    if erase_W2:
+        e_W2 = e_W2 + erase_W2 * pre[..., :(1 + M) * m]
+    if 'g' in o.adaptive:
+        e_W2 = torch.cat([e_W2, torch.tanh(rows)], dim=-1)                          # (B, H, C, R)
+    if erase_W2:
+        e_W2 = e_W2 - erase_W2 * (k @ W2_0.mT)                                      # (.., C, d) x (.., d, R)
+    if erase:
+        e_U, e_W1 = e_U - erase * (x @ U_0.mT), e_W1 - erase * (k[:, :, None] + h @ W1_0.mT)
+
+    # step sizes, each as a share of its proximal step 1 / |input|^2
+    scale = 2 / C if o.objective == 'l2' and not o.dgd else 1.0
+    scale = scale if mu is None else scale * (1 - mu)
+    c_W2 = scale * torch.sigmoid(beta + rate[:, :1])                                # (B, H, C)
+    c_U = scale * torch.sigmoid(beta + rate[:, 1:2]) / x.square().sum(-1)
+    scale = scale if mu is None else scale[:, :, None]
+    c_W1 = scale * torch.sigmoid(beta[:, :, None] + rate[:, 2:, None]) / h.square().sum(-1).clamp(min=1e-6)        # (B, H, M, C)
+
+    def write(name, q, k, e, c, erase, rows=None):
+        """Write e at k into the running memory of that name and read it with q -> y, {name: its new state}."""
+        S, P, a, g, shape = state[name], state.get(f'{name}_p'), alpha, mu, state[name].shape
+        if k.dim() == 5:                                                            # (B, H, M, C, ..) -> (B, H M, C, ..)
+            k, e, c = k.flatten(1, 2), e.flatten(1, 2), c.flatten(1, 2)
+            S, P = S.flatten(1, 2), None if P is None else P.flatten(1, 2)
+            a, g = (None if x is None else x.repeat_interleave(M, dim=1) for x in (a, g))
+        b = None if not erase else erase * (c if a is None else a * c)
+        before = q is not None and o.memory_read == 'before'
+        if before:                                  # the memory before token t is the one after token t - 1
+            first = q[:, :, :1] @ S[:, :, :rows].mT
+            q = torch.cat([q[:, :, 1:], q[:, :, -1:]], dim=2)
+        y, S = delta_rule(q, k, e, a, b, c, S if mu is None else (S, P), C, g, rows)
+        y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
+        S, P = (S, None) if mu is None else S
+        return y, {name: S.view(shape)} | ({} if mu is None else {f'{name}_p': P.view(shape)})
+
+    reads = o.memory_read != 'start'
+    u_q, new = write('W2', q if reads else None, k, e_W2, c_W2, erase_W2, m)
+    x_q = torch.cat([q, F.silu(u_q + q @ W2_0[:, :m].mT)], dim=-1) if reads else None     # (B, H, C, d + m)
+    y, new_U = write('U', x_q, x, e_U, c_U, erase)
+    if reads:
+        y = y + x_q @ U_0.mT
+    else:
+        x_q = torch.cat([q, F.silu(q @ W2[:, :, :m].mT)], dim=-1)
+        y = x_q @ U.mT
+    if M:
+        new |= write('W1', None, h, e_W1, c_W1, erase)[1]
+    return y, new | new_U
 
 
-MIXERS = {rule: Recurrent for rule in RECURRENT} | {'attention': Attention}
+MIXERS = {rule: Recurrent for rule in RECURRENT} | {mixer: SelfModifyingTitans for mixer in DEEP} | {'attention': Attention}
 
 
 # -----------------------------------------------------------------------------

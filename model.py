@@ -38,6 +38,18 @@ class Config:
     chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     tie_head: bool = False              # use the embedding as the output head as well
+    # hope: what the memories with a hidden layer do
+    memory_hidden: int = 0              # hidden units of a memory (0 = half of a head's width)
+    memory_chunk: int = 32              # tokens that are generated from the same state of the memory
+    projection_chunk: int = 0           # the same for the memories that make keys, values and gates (0 = memory_chunk)
+    adaptive: str = 'kvg'               # which of k, v, q and the gates (g) come from memories written while reading
+    self_values: bool = True            # a memory makes the values it stores
+    objective: str = 'dot'              # dot | l2 (the error at the chunk's start) | l2_now (at the current state)
+    dgd: bool = True                    # Delta Gradient Descent: erase the old answer to a key before writing
+    memory_momentum: bool = False       # gather writes with momentum, as Titans does
+    forget: bool = True                 # let go of what was written, back towards the learned start
+    memory_read: str = 'after'          # after | before a token's own write | start: as the chunk began
+    negative_eigenvalues: bool = False  # erase up to twice the old answer, so that a token can flip what is stored
 
     def __post_init__(self):
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'conv_width'):
@@ -46,6 +58,13 @@ class Config:
         check(self.mixer in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, not '{self.mixer}'")
         check(self.n_embd % (2 * self.n_head) == 0,
               f'--n_embd must be a multiple of 2 x n_head = {2 * self.n_head}, not {self.n_embd}')
+        self.projection_chunk = self.projection_chunk or self.memory_chunk
+        check(self.memory_chunk >= 1 and self.projection_chunk % self.memory_chunk == 0,
+              f'--projection_chunk={self.projection_chunk} must be a multiple of --memory_chunk={self.memory_chunk}')
+        check(set(self.adaptive) <= set('kvqg'), f"--adaptive takes letters of kvqg, not '{self.adaptive}'")
+        for name, choices in (('objective', ('dot', 'l2', 'l2_now')), ('memory_read', ('after', 'before', 'start'))):
+            value = getattr(self, name)
+            check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
         self.n_hidden = self.n_hidden or math.ceil(self.n_embd * 8 / 3 / 32) * 32
 
 
@@ -123,8 +142,22 @@ class Hope(nn.Module):
                 p[:, -1] += 1
             elif name.endswith('alpha.bias'):
                 p.copy_((torch.logspace(3, 8, len(p), base=2) - 1).log())
-            elif name.endswith(('alpha.weight', 'beta.weight', 'beta.bias')):
+            elif name.endswith(('alpha.weight', 'beta.weight', 'beta.bias', 'mu.weight')):
                 p.zero_()
+            elif name.endswith('mu.bias'):
+                p.fill_(-2)
+            elif name.endswith('W2_0'):
+                p.normal_()
+                if p.shape[1] % 2 and 0: p[:, -2:] = 0
+            elif name.endswith('U_0'):
+                p.zero_()
+                p[..., p.shape[1]:].normal_(std=0.1 * (p.shape[2] - p.shape[1]) ** -0.5)
+            elif name.endswith('W1_0'):
+                p.normal_(std=0.1 * p.shape[3] ** -0.5)
+            elif name.endswith('rate'):
+                p[:, 0], p[:, 1], p[:, 2:] = -3, 0, -2
+            elif name.endswith('blend'):
+                p.fill_(0.1)
             elif 'norm' in name:
                 p.fill_(1)
             else:

@@ -60,6 +60,7 @@ class Run:
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     # optimizer
     learning_rate: float = 4e-3         # at the peak
+    start_lr: float = 0.1               # of what memories hold before the first token, as a fraction of the peak
     final_lr: float = 0.05              # where the schedule ends, as a fraction of the peak
     warmup_steps: int = 100             # steps of linear rise to the peak
     schedule: str = 'cosine'            # cosine | trapezoid (constant, then linear down)
@@ -81,7 +82,7 @@ class Run:
     def __post_init__(self):
         for name in ('max_steps', 'batch_size', 'grad_accum', 'eval_every', 'eval_batches'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'seed'):
+        for name in ('warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'start_lr', 'seed'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(self.seed < 2**63, f'--seed must be below 2^63, not {self.seed}')
         check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
@@ -182,14 +183,16 @@ bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token
 
 config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
 raw_model = load_model(checkpoint, device) if checkpoint else Hope(config).to(device)
-groups = [{'params': [], 'weight_decay': run.weight_decay}, {'params': [], 'weight_decay': 0.0}]
+groups = [{'params': [], 'weight_decay': decay, 'lr_scale': scale}
+          for decay, scale in ((run.weight_decay, 1.0), (0.0, 1.0), (0.0, run.start_lr))]
 for name, p in raw_model.named_parameters():
-    is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv'))
-    groups[0 if is_matrix else 1]['params'].append(p)
+    is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv', 'rate', 'blend'))
+    groups[2 if name.endswith('_0') else 0 if is_matrix else 1]['params'].append(p)
+groups = [group for group in groups if group['params']]
 optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
 step, best_loss = 0, math.inf
 if checkpoint:
-    knobs = [{key: group[key] for key in ('weight_decay', 'betas')} for group in optimizer.param_groups]
+    knobs = [{key: group[key] for key in ('weight_decay', 'betas', 'lr_scale')} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(checkpoint['optimizer'])
     except (KeyError, ValueError) as error:
@@ -359,7 +362,7 @@ while True:
     start_time = time.perf_counter()
     lr = lr_at(step)
     for group in optimizer.param_groups:
-        group['lr'] = lr
+        group['lr'] = lr * group['lr_scale']
     x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
     x, y = x[rank::world].to(device), y[rank::world].to(device)
     loss = torch.zeros((), device=device)

@@ -1,0 +1,157 @@
+"""The memories with a hidden layer: the chunked cell against a token loop with autograd, for every switch."""
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_near
+
+from kernels import mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
+from memory import DEEP, unit
+from model import Config, Hope
+
+
+def test_mlp_memory_grad():
+    g = torch.Generator().manual_seed(0)
+    W2, U, k, v = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((5, 6), (4, 11), (3, 6), (3, 4)))
+    y, x, u = mlp_memory(W2, U, k)
+    for objective, error in (('l2', v - y), ('dot', v)):
+        e = mlp_memory_grad(U[:, 6:], u, error)
+        for t in range(3):
+            dW2, dU = mlp_memory_grad_ref(W2, U, k[t], v[t], objective)
+            assert_near(f'{objective} W2', torch.outer(e[t], k[t]), dW2, 1e-12)
+            assert_near(f'{objective} U', torch.outer(error[t], x[t]), dU, 1e-12)
+
+
+def cell_ref(layer, x):
+    """
+    The whole cell for one sequence, x (T, D) -> y (T, D), as it is defined: a token at a time, the weights themselves
+    (not their differences from the start), and every inner gradient by autograd of the inner loss.
+    """
+    o, H, C = layer.config, layer.n_head, layer.memory_chunk
+    names = [name for name in 'kvq' if name in o.adaptive]
+    q, z, v, _ = layer.streams(x[None], x.new_zeros(1, layer.conv.shape[1] - 1, 3 * x.shape[1]))
+    alpha, beta = layer.alpha(x), layer.beta(x)                                             # (T, H)
+    out = []
+    for i in range(H):
+        out.append(head_ref(layer, i, o, names, C, q[0, i], z[0, i], unit(v[0, i]), alpha[:, i], beta[:, i],
+                            None if layer.mu is None else torch.sigmoid(layer.mu(x)[:, i])))
+    return layer.emit(torch.stack(out)[None], x[None])[0]
+
+
+def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
+    m, d = layer.U_0.shape[2] - layer.U_0.shape[1], layer.U_0.shape[1]
+    start = {'U': layer.U_0[i]} | {f'W1_{n}': layer.W1_0[i, j] for j, n in enumerate(names)}
+    start |= {f'W2_{n}': layer.W2_0[i, j * m:(j + 1) * m] for j, n in enumerate(['mem'] + names)}
+    start |= {'gates': layer.W2_0[i, -2:]} if 'g' in o.adaptive else {}
+    rate = {name: layer.rate[i, 0] for name in start} | {'U': layer.rate[i, 1]}
+    rate |= {f'W1_{n}': layer.rate[i, 2 + j] for j, n in enumerate(names)}
+    now, P = dict(start), {name: torch.zeros_like(W) for name, W in start.items()}
+    anchor = dict(start)
+    eye = torch.eye(d, dtype=q.dtype)
+
+    def memory(weights, name):                      # the two layers of a memory
+        U = weights['U'] if name == 'mem' else torch.cat([eye, weights[f'W1_{name}']], dim=1)
+        return weights[f'W2_{name}'], U
+
+    def ask(weights, name, x): return mlp_memory(*memory(weights, name), x[None])[0][0]
+
+    y = []
+    for t in range(len(q)):
+        if t % layer.projection_chunk == 0:
+            anchor = dict(now)
+        elif t % C == 0:
+            anchor |= {'U': now['U'], 'W2_mem': now['W2_mem']}
+
+        # generate
+        kt, vt, qt, at, bt = z[t], v[t], q[t], alpha[t], beta[t]
+        if 'g' in o.adaptive:
+            at, bt = at + anchor['gates'][0] @ kt, bt + anchor['gates'][1] @ kt
+        kt = unit(ask(anchor, 'k', kt)) if 'k' in names else kt
+        vt = unit(ask(anchor, 'v', vt)) if 'v' in names else vt
+        qt = unit(ask(anchor, 'q', qt)) if 'q' in names else qt
+        a = torch.sigmoid(at) if o.forget else torch.ones((), dtype=q.dtype)
+        before = dict(now)
+
+        # write: start + a (W - start), then a step along -gradient, then DGD's erase
+        def put(name, gradient, x, centre, times):
+            step = torch.sigmoid(bt + rate[name]) / x.square().sum()
+            step = step * (2 / C if o.objective == 'l2' and not o.dgd else 1) * (1 if mu is None else 1 - mu[t])
+            kept = start[name] + a * (before[name] - start[name])
+            answer = kept @ x + (kt if name.startswith('W1') else 0) - centre
+            write = gradient - times * torch.outer(start_answer(name, x) - centre, x)
+            write = step * write
+            if mu is not None:
+                P[name] = mu[t] * P[name] + write
+                write = P[name]
+            rest = answer - (start_answer(name, x) - centre)
+            now[name] = kept + write - step * times * torch.outer(rest, x)
+
+        def start_answer(name, x): return start[name] @ x + (kt if name.startswith('W1') else 0)
+
+        strength = 2 if o.negative_eigenvalues else 1
+        for j, name in enumerate(['mem'] + names):
+            W2, U = memory(anchor, name)
+            value = unit(vt + layer.blend[i, j] * ask(anchor, name, vt)) if o.self_values else vt
+            x = mlp_memory(W2, U, kt[None])[1][0]
+            hidden = 'dot' if o.objective == 'dot' and not o.dgd else 'l2'
+            dW2, _ = mlp_memory_grad_ref(W2, U, kt, value, hidden)
+            _, dU = mlp_memory_grad_ref(W2, U, kt, value, 'l2' if o.objective == 'l2' else 'dot')
+            put(f'W2_{name}', dW2, kt, W2 @ kt, strength * o.dgd)
+            times = strength * (o.dgd + (o.objective == 'l2_now'))
+            if name == 'mem':
+                put('U', dU, x, 0, times)
+            else:
+                put(f'W1_{name}', dU[:, d:], x[d:], 0, times)
+        if 'g' in o.adaptive:
+            value = torch.tanh(anchor['gates'] @ vt)
+            put('gates', torch.outer(value, kt), kt, 0, strength * o.dgd)
+
+        y.append(ask({'after': now, 'before': before, 'start': anchor}[o.memory_read], 'mem', qt))
+    return torch.stack(y)
+
+
+def deep_layer(mixer='hope', **kwargs):
+    torch.manual_seed(0)
+    config = Config(mixer=mixer, n_layer=1, n_embd=12, n_head=2, block_size=64, memory_hidden=5, memory_chunk=4, **kwargs)
+    layer = Hope(config).double().blocks[0].mixer
+    with torch.no_grad():                       # away from the neutral start, so that everything has an effect
+        for p in layer.parameters():
+            p += 0.3 * torch.randn_like(p)
+    return layer, torch.randn(2, 23, 12, dtype=torch.float64)
+
+
+CASES = {'default': {}, 'fixed k, v and gates': {'adaptive': ''}, 'adaptive q': {'adaptive': 'kvqg'}}
+
+
+@pytest.mark.parametrize('adaptive', ['kvg', 'kvqg', 'k', 'v', 'g', ''])
+@pytest.mark.parametrize('mixer', list(DEEP))
+def test_cell_equals_token_loop(mixer, adaptive):
+    if mixer != 'hope' and adaptive != 'kvg':
+        pytest.skip('adaptive is a knob of hope')
+    check_cell(*deep_layer(mixer, adaptive=adaptive))
+
+
+@pytest.mark.parametrize('switch', [{'dgd': False}, {'self_values': False}, {'forget': False}, {'memory_read': 'start'}, {'memory_read': 'before'},
+                                    {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'objective': 'l2_now'},
+                                    {'objective': 'l2_now', 'dgd': False}, {'negative_eigenvalues': True}, {'memory_momentum': True}])
+def test_switches_equal_token_loop(switch):
+    check_cell(*deep_layer(**switch))
+
+
+def test_two_chunk_sizes_equal_token_loop():
+    check_cell(*deep_layer(projection_chunk=8))
+
+
+def check_cell(layer, x):
+    """Outputs and the gradient of the input and of every parameter, in float64."""
+    weights = torch.linspace(-1, 1, x.numel(), dtype=x.dtype).view_as(x)
+    x.requires_grad_()
+    parameters = {'x': x} | {name: p for name, p in layer.named_parameters() if p.numel()}
+    y = layer(x)[0]
+    y_ref = torch.stack([cell_ref(layer, row) for row in x])
+    assert_near('y', y, y_ref, 1e-9)
+    grads = torch.autograd.grad((y * weights).sum(), parameters.values(), allow_unused=True)
+    grads_ref = torch.autograd.grad((y_ref * weights).sum(), parameters.values(), allow_unused=True)
+    for name, g, g_ref in zip(parameters, grads, grads_ref):
+        assert (g is None) == (g_ref is None), name
+        if g is not None:
+            assert_near(name, g, g_ref, 1e-7)
