@@ -185,7 +185,7 @@ class SelfModifyingTitans(Recurrent):
 
     def init_state(self, batch_size, device=None):
         starts = {'W2': self.W2_0, 'U': self.U_0, 'W1': self.W1_0}
-        state = {name: torch.zeros(batch_size, *x.shape, device=device) for name, x in starts.items()}
+        state = {name: torch.zeros(batch_size, *x.shape, dtype=x.dtype, device=device) for name, x in starts.items()}
         anchor = {f'{name}_xi': x for name, x in state.items()}
         speed = {f'{name}_p': x for name, x in state.items()} if self.config.memory_momentum else {}
         tail = torch.zeros(batch_size, self.conv.shape[1] - 1, self.qkv.out_features, device=device)
