@@ -267,6 +267,23 @@ def get_batch(tokens, batch_size, block_size, generator):
     return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
 
 
+def mqar(batch_size, length, n_pairs, vocab, generator):
+    """
+    Multi-query associative recall (Arora 2023): n_pairs pairs k v of distinct keys, then each k v once more, in random
+    order and at random gaps. Keys are tokens below vocab / 2, values the other half, and vocab itself fills the gaps.
+    -> x, y (batch_size, length) int64; y is the value at each second key and -1 elsewhere
+    """
+    half, slots = vocab // 2, (length - 2 * n_pairs) // 2
+    assert n_pairs <= min(half, slots), f'{n_pairs} pairs do not fit in {length} tokens of {half} keys'
+    def draw(n): return torch.rand(batch_size, n, generator=generator).argsort(-1)[:, :n_pairs]      # without repetition
+    keys, places = draw(half), 2 * n_pairs + 2 * draw(slots)                    # (batch_size, n_pairs)
+    values = torch.randint(half, 2 * half, (batch_size, n_pairs), generator=generator)
+    x, y = torch.full((batch_size, length), vocab), torch.full((batch_size, length), -1)
+    x[:, 0:2 * n_pairs:2], x[:, 1:2 * n_pairs:2] = keys, values
+    x.scatter_(1, places, keys).scatter_(1, places + 1, values)
+    return x, y.scatter_(1, places, values)
+
+
 # -----------------------------------------------------------------------------
 # the network, and the command line
 

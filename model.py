@@ -38,6 +38,8 @@ class Config:
     chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     tie_head: bool = False              # use the embedding as the output head as well
+    r1: float = -3.0
+    rg: float = -2.0
     # hope: what the memories with a hidden layer do
     memory_hidden: int = 0              # hidden units of a memory (0 = half of a head's width)
     memory_chunk: int = 32              # tokens that are generated from the same state of the memory
@@ -148,14 +150,15 @@ class Hope(nn.Module):
                 p.fill_(-2)
             elif name.endswith('W2_0'):
                 p.normal_()
-                if p.shape[1] % 2 and 0: p[:, -2:] = 0
+            elif name.endswith('gates_0'):
+                p.zero_()
             elif name.endswith('U_0'):
                 p.zero_()
                 p[..., p.shape[1]:].normal_(std=0.1 * (p.shape[2] - p.shape[1]) ** -0.5)
             elif name.endswith('W1_0'):
                 p.normal_(std=0.1 * p.shape[3] ** -0.5)
             elif name.endswith('rate'):
-                p[:, 0], p[:, 1], p[:, 2:] = -3, 0, -2
+                p[:, 0], p[:, 1], p[:, 2:] = self.config.r1, 0, self.config.rg
             elif name.endswith('blend'):
                 p.fill_(0.1)
             elif 'norm' in name:
@@ -235,6 +238,20 @@ class Hope(nn.Module):
         weights = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and name != 'embed.weight')
         weights += self.embed.weight.numel() if self.config.tie_head else 0
         return 3 * (2 * weights + sum(block.mixer.flops(T) for block in self.blocks))
+
+
+def param_groups(model, weight_decay, start_lr):
+    """
+    Three groups for AdamW: matrices, which decay; everything else, which does not; and what memories hold before the
+    first token, whose learning rate is start_lr times the others'. A start that is learned as fast as the projections
+    answers every key alike before there is anything to recall, and recall is then found late or not at all.
+    """
+    groups = [{'params': [], 'weight_decay': decay, 'lr_scale': scale}
+              for decay, scale in ((weight_decay, 1.0), (0.0, 1.0), (0.0, start_lr))]
+    for name, p in model.named_parameters():
+        is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv', 'rate', 'blend'))
+        groups[2 if name.endswith('_0') else 0 if is_matrix else 1]['params'].append(p)
+    return [group for group in groups if group['params']]
 
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):

@@ -35,7 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 import data
 from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, print_block, read_args,
                  read_file, remove_file)
-from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
+from model import Config, Hope, load_checkpoint, load_model, param_groups, pick_device, save_checkpoint
 
 one_line_errors()
 
@@ -183,12 +183,7 @@ bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token
 
 config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
 raw_model = load_model(checkpoint, device) if checkpoint else Hope(config).to(device)
-groups = [{'params': [], 'weight_decay': decay, 'lr_scale': scale}
-          for decay, scale in ((run.weight_decay, 1.0), (0.0, 1.0), (0.0, run.start_lr))]
-for name, p in raw_model.named_parameters():
-    is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv', 'rate', 'blend'))
-    groups[2 if name.endswith('_0') else 0 if is_matrix else 1]['params'].append(p)
-groups = [group for group in groups if group['params']]
+groups = param_groups(raw_model, run.weight_decay, run.start_lr)
 optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
 step, best_loss = 0, math.inf
 if checkpoint:

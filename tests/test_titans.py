@@ -41,7 +41,7 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
     m, d = layer.U_0.shape[2] - layer.U_0.shape[1], layer.U_0.shape[1]
     start = {'U': layer.U_0[i]} | {f'W1_{n}': layer.W1_0[i, j] for j, n in enumerate(names)}
     start |= {f'W2_{n}': layer.W2_0[i, j * m:(j + 1) * m] for j, n in enumerate(['mem'] + names)}
-    start |= {'gates': layer.W2_0[i, -2:]} if 'g' in o.adaptive else {}
+    start |= {'gates': layer.gates_0[i]} if 'g' in o.adaptive else {}
     rate = {name: layer.rate[i, 0] for name in start} | {'U': layer.rate[i, 1]}
     rate |= {f'W1_{n}': layer.rate[i, 2 + j] for j, n in enumerate(names)}
     now, P = dict(start), {name: torch.zeros_like(W) for name, W in start.items()}

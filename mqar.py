@@ -1,0 +1,121 @@
+"""
+Recall in miniature: multi-query associative recall (Arora 2023), the task on which memories differ most.
+
+A sequence shows key-value pairs, then asks for each of them once, in random order and at random gaps:
+
+    k1 v1 k2 v2 ... kP vP  _ _ k2 v2 _ _ _ _ k1 v1 _ _          the value after each second k is to be predicted
+
+    python mqar.py                                          a short race, under a minute
+    python mqar.py --mixers=hope,gated_deltanet,attention --length=128 --max_steps=2000 --compile
+
+Every model has two layers and the same number of parameters (the hidden width of its MLP makes up the difference). One
+line per evaluation; a model stops once it recalls 99 %. Then its recall at 1, 2, 4 and 8 times the training length, with
+as many pairs. Any knob of the model is --key=value.
+
+Does NOT include: a learning-rate search, more than one seed per call.
+"""
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from cli import UsageError, build, check, one_line_errors, read_args
+from data import mqar
+from memory import MIXERS
+from model import Config, Hope, param_groups
+
+
+@dataclass
+class Race:
+    """The race"""
+    mixers: str = 'attention,gated_deltanet,hope'   # who takes part
+    n_pairs: int = 4                    # pairs to remember
+    length: int = 32                    # tokens of a training sequence
+    keys: int = 32                      # keys in the vocabulary, and as many values
+    batch_size: int = 32                # sequences per step
+    max_steps: int = 150                # at most
+    learning_rate: float = 1e-2         # AdamW; 50 steps of warm-up, then constant
+    start_lr: float = 0.1               # of what memories hold before the first token, as a fraction of it
+    eval_every: int = 50                # steps between evaluations, each on 64 sequences
+    compile: bool = False               # torch.compile
+    threads: int = 1                    # CPU threads
+    seed: int = 0                       # of the weights and the sequences
+
+    def __post_init__(self):
+        for mixer in self.mixers.split(','):
+            check(mixer in MIXERS, f"--mixers takes {', '.join(MIXERS)}, not '{mixer}'")
+        for name in ('n_pairs', 'batch_size', 'max_steps', 'eval_every', 'threads'):
+            check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
+        check(self.n_pairs <= self.keys, f'--n_pairs={self.n_pairs} needs as many --keys, not {self.keys}')
+        check(4 * self.n_pairs <= self.length, f'--length must be at least 4 x n_pairs = {4 * self.n_pairs}')
+
+
+SMALL = dict(n_layer=2, n_head=2, n_embd=64, n_hidden=128)
+
+
+def equal_model(mixer, knobs, parameters=None):
+    """The model with that memory; with parameters, its MLP is as wide as brings it nearest to that number of them."""
+    config, = build([Config], {**knobs, 'mixer': mixer})
+    if parameters:
+        per_unit = 3 * config.n_embd * config.n_layer
+        config.n_hidden += round((parameters - Hope(config).num_params()) / per_unit)
+    return Hope(config)
+
+
+@torch.no_grad()
+def recall(model, race, length):
+    """Share of the values that the model names, over 64 sequences that training does not see."""
+    x, y = mqar(64, length, race.n_pairs, 2 * race.keys, torch.Generator().manual_seed(2**40))
+    asked = y >= 0
+    return (model(x)[0].argmax(-1)[asked] == y[asked]).float().mean().item()
+
+
+def run(mixer, race, knobs, parameters):
+    torch.manual_seed(race.seed)
+    model = equal_model(mixer, knobs, parameters)
+    step_model = torch.compile(model) if race.compile else model
+    groups = param_groups(model, 0.0, race.start_lr)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    rng = torch.Generator().manual_seed(race.seed)
+    start, curve, learned = time.perf_counter(), [], None
+    for step in range(1, race.max_steps + 1):
+        for group in optimizer.param_groups:
+            group['lr'] = race.learning_rate * min(1, step / 50) * group['lr_scale']
+        x, y = mqar(race.batch_size, race.length, race.n_pairs, 2 * race.keys, rng)
+        loss = step_model(x, y)[1]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % race.eval_every == 0 or step == race.max_steps:
+            curve.append(recall(model, race, race.length))
+            print(f'{mixer:<16} step {step:>6,} | loss {loss.item():.3f} | recall {100 * curve[-1]:5.1f} %', flush=True)
+            if curve[-1] >= 0.99:
+                learned = step
+                break
+    longer = ''.join(f'{100 * recall(model, race, n * race.length):8.1f}' for n in (1, 2, 4, 8))
+    return (f'{mixer:<16}{model.num_params():>12,}{learned or "-":>14}{longer}'
+            f'{time.perf_counter() - start:>10.0f}')
+
+
+def main():
+    given = read_args([Race, Config], sys.argv[1:], hidden=('vocab_size', 'block_size', 'mixer'))
+    race, = build([Race], given)
+    torch.set_num_threads(race.threads)
+    torch.set_flush_denormal(True)
+    knobs = {**SMALL, **given, 'vocab_size': 2 * race.keys + 1, 'block_size': 8 * race.length}
+    try:
+        parameters = equal_model('hope', knobs).num_params()
+        rows = [run(mixer, race, knobs, parameters) for mixer in race.mixers.split(',')]
+    except AssertionError as error:
+        raise UsageError(str(error)) from None
+    print(f"\n{race.n_pairs} pairs in {race.length} tokens; guessing among the values shown is right in "
+          f"{100 / race.n_pairs:.1f} %. Recall in % at 1, 2, 4, 8 times the length")
+    print(f"{'mixer':<16}{'parameters':>12}{'99 % at step':>14}{'1x':>8}{'2x':>8}{'4x':>8}{'8x':>8}{'seconds':>10}")
+    print('\n'.join(rows))
+
+
+if __name__ == '__main__':
+    one_line_errors()
+    main()
