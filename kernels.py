@@ -242,14 +242,22 @@ def check_shapes(q, k, e, a, b, c, mu, S, P):
 
 def mlp_memory(W2, U, z):
     """
-    M(z) = U [z; silu(W2 z)]:  W2 (.., M, Dk), U (.., Dv, Dk + M), z (.., T, Dk)
-    returns M(z) (.., T, Dv), the output layer's input x = [z; silu(W2 z)] (.., T, Dk + M), and u = W2 z (.., T, M)
+    M(z) = U [z; h(W2 z)]:  W2 (.., M, Dk), U (.., Dv, Dk + M), z (.., T, Dk)
+    returns M(z) (.., T, Dv), the output layer's input x = [z; h(W2 z)] (.., T, Dk + M), and u = W2 z (.., T, M)
     paper: M(z) = z + W_1 silu(W_2 z)   here: the skip connection is a matrix that is written like the others, because
     the memory then contains the linear ones (U = [S, 0]); U = [I, W_1] is the paper's.
     """
     u = z @ W2.mT                                                               # (.., T, Dk) x (.., Dk, M) -> (.., T, M)
-    x = torch.cat([z.expand(*u.shape[:-1], -1), F.silu(u)], dim=-1)
+    x = torch.cat([z.expand(*u.shape[:-1], -1), hidden(u)], dim=-1)
     return x @ U.mT, x, u                                                       # (.., T, Dk + M) x (.., Dk + M, Dv)
+
+
+def hidden(u):
+    """
+    What the hidden layer makes of u (.., M): silu(u) / sqrt(M). The root makes it about as long as a key of norm 1:
+    without it the output layer tells keys apart by M random features instead of by the keys, and recall is learned late.
+    """
+    return F.silu(u) * u.shape[-1] ** -0.5
 
 
 def mlp_memory_grad_ref(W2, U, k, v, objective='l2'):
@@ -270,10 +278,11 @@ def mlp_memory_grad(W1, u, error):
     """
     The same for all tokens at once, and without the outer products: token t's share of -dL/dW2 is e_t k_t^T and that of
     -dL/dU is error_t x_t^T. u = W2 k (.., T, M), error (.., T, Dv) is -dL/dM(k): v - M(k) for 'l2', v for 'dot', and W1
-    (.., Dv, M) the columns of U that read the hidden layer. Returns e = silu'(u) * (W1^T error) (.., T, M).
+    (.., Dv, M) the columns of U that read the hidden layer. Returns e = h'(u) * (W1^T error) (.., T, M).
     """
     s = torch.sigmoid(u)
-    return s * (1 + u * (1 - s)) * (error @ W1)                                 # (.., T, Dv) x (.., Dv, M) -> (.., T, M)
+    slope = s * (1 + u * (1 - s)) * u.shape[-1] ** -0.5
+    return slope * (error @ W1)                                                 # (.., T, Dv) x (.., Dv, M) -> (.., T, M)
 
 
 # -----------------------------------------------------------------------------

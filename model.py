@@ -38,8 +38,6 @@ class Config:
     chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     tie_head: bool = False              # use the embedding as the output head as well
-    r1: float = -3.0
-    rg: float = -2.0
     # hope: what the memories with a hidden layer do
     memory_hidden: int = 0              # hidden units of a memory (0 = half of a head's width)
     memory_chunk: int = 32              # tokens that are generated from the same state of the memory
@@ -152,13 +150,10 @@ class Hope(nn.Module):
                 p.normal_()
             elif name.endswith('gates_0'):
                 p.zero_()
-            elif name.endswith('U_0'):
-                p.zero_()
-                p[..., p.shape[1]:].normal_(std=0.1 * (p.shape[2] - p.shape[1]) ** -0.5)
             elif name.endswith('W1_0'):
-                p.normal_(std=0.1 * p.shape[3] ** -0.5)
+                p.normal_(std=0.1)
             elif name.endswith('rate'):
-                p[:, 0], p[:, 1], p[:, 2:] = self.config.r1, 0, self.config.rg
+                p[:, 0], p[:, 1], p[:, 2:] = -3, 0, -5
             elif name.endswith('blend'):
                 p.fill_(0.1)
             elif 'norm' in name:

@@ -4,13 +4,13 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_near
 
-from memory import MIXERS, RECURRENT, TTT_CHUNK, recall, remember
+from memory import DEEP, MIXERS, RECURRENT, TTT_CHUNK, recall, remember
 from model import Config, Hope
 
 
 def tiny(mixer, **kwargs):
     torch.manual_seed(0)
-    kwargs = {'n_layer': 1, 'n_embd': 16, 'n_head': 2, 'block_size': 400, 'chunk_size': 8, **kwargs}
+    kwargs = {'n_layer': 1, 'n_embd': 16, 'n_head': 2, 'block_size': 400, 'chunk_size': 8, 'memory_chunk': 8, **kwargs}
     return Hope(Config(mixer=mixer, **kwargs)).double()
 
 
@@ -120,7 +120,7 @@ def test_whole_equals_split(mixer, cuts):
 @pytest.mark.parametrize('chunk_size', [1, 8, 64])
 def test_causality(mixer, chunk_size):
     """Changing token 23 leaves every output before it untouched, and changes its own."""
-    layer, x = layer_and_input(mixer, chunk_size=chunk_size)
+    layer, x = layer_and_input(mixer, chunk_size=chunk_size, memory_chunk=chunk_size)
     y = layer(x)[0]
     x2 = x.clone()
     x2[:, 23] += 1
@@ -129,7 +129,7 @@ def test_causality(mixer, chunk_size):
     assert (y[:, 23] != y2[:, 23]).any()
 
 
-@pytest.mark.parametrize('mixer', RECURRENT)
+@pytest.mark.parametrize('mixer', [*RECURRENT, *DEEP])
 def test_gradient_over_200_tokens(mixer):
     """From the loss at token 230 to the input at token 30, at the default start and through a whole model."""
     model = tiny(mixer, n_layer=2, chunk_size=32)

@@ -29,7 +29,7 @@ def cell_ref(layer, x):
     o, H, C = layer.config, layer.n_head, layer.memory_chunk
     names = [name for name in 'kvq' if name in o.adaptive]
     q, z, v, _ = layer.streams(x[None], x.new_zeros(1, layer.conv.shape[1] - 1, 3 * x.shape[1]))
-    alpha, beta = layer.alpha(x), layer.beta(x)                                             # (T, H)
+    alpha, beta = layer.alpha(x) if o.forget else layer.beta(x), layer.beta(x)              # (T, H)
     out = []
     for i in range(H):
         out.append(head_ref(layer, i, o, names, C, q[0, i], z[0, i], unit(v[0, i]), alpha[:, i], beta[:, i],
@@ -38,8 +38,9 @@ def cell_ref(layer, x):
 
 
 def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
-    m, d = layer.U_0.shape[2] - layer.U_0.shape[1], layer.U_0.shape[1]
-    start = {'U': layer.U_0[i]} | {f'W1_{n}': layer.W1_0[i, j] for j, n in enumerate(names)}
+    _, _, d, m = layer.W1_0.shape
+    start = {'U': torch.cat([torch.zeros(d, d, dtype=q.dtype), layer.W1_0[i, 0]], dim=1)}
+    start |= {f'W1_{n}': layer.W1_0[i, 1 + j] for j, n in enumerate(names)}
     start |= {f'W2_{n}': layer.W2_0[i, j * m:(j + 1) * m] for j, n in enumerate(['mem'] + names)}
     start |= {'gates': layer.gates_0[i]} if 'g' in o.adaptive else {}
     rate = {name: layer.rate[i, 0] for name in start} | {'U': layer.rate[i, 1]}
