@@ -596,3 +596,17 @@ def test_command_line_error_is_one_line():
     done = run('nosuch')
     assert done.returncode == 1 and done.stdout == ''
     assert done.stderr.startswith('error: no such file') and len(done.stderr.splitlines()) == 1
+
+
+def test_mqar():
+    """Every pair is shown once and asked for once, after all were shown; the answer is the token that follows."""
+    x, y = data.mqar(5, 64, 8, 32, torch.Generator().manual_seed(0))
+    assert x.shape == y.shape == (5, 64) and x.max() <= 32
+    assert torch.equal(x, data.mqar(5, 64, 8, 32, torch.Generator().manual_seed(0))[0])
+    for row, answers in zip(x.tolist(), y.tolist()):
+        shown = dict(zip(row[:16:2], row[1:16:2]))
+        assert len(shown) == 8 and max(shown) < 16 <= min(shown.values()) and max(shown.values()) < 32
+        asked = {row[t]: answers[t] for t in range(64) if answers[t] >= 0}
+        assert asked == shown and all(row[t + 1] == answers[t] for t in range(64) if answers[t] >= 0)
+        assert min(t for t in range(64) if answers[t] >= 0) >= 16
+        assert all(token == 32 for t, token in enumerate(row[16:], 16) if answers[t] < 0 and answers[t - 1] < 0)

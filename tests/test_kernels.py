@@ -27,6 +27,41 @@ def test_chunked_equals_token_loop_float32():
         assert_near(name, got, want, 1e-5)
 
 
+@pytest.mark.parametrize('rates', ['abc', 'a.c', '.b.', '...'])
+@pytest.mark.parametrize('T, C', [(1, 8), (7, 8), (37, 8), (16, 8)])
+def test_momentum_equals_token_loop(rates, T, C):
+    """Titans' S_t = mu S + c e k^T, with and without forgetting and erasing; the momentum is part of the state."""
+    q, k, e, a, b, c, S = example(2, 3, T, 5, torch.float64)
+    a, b, c = (x if name in rates else None for name, x in zip('abc', (a, b, c)))
+    g = torch.Generator().manual_seed(1)
+    mu = torch.rand(2, 3, T, generator=g, dtype=torch.float64).requires_grad_()
+    P = torch.randn(2, 3, 5, 5, generator=g, dtype=torch.float64).requires_grad_()
+    inputs = {name: x for name, x in zip('q k e a b c mu S P'.split(), (q, k, e, a, b, c, mu, S, P)) if x is not None}
+    def results(f, **kwargs):
+        y, (S_end, P_end) = f(q, k, e, a, b, c, (S, P), mu=mu, **kwargs)
+        loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum() + S_end.cos().sum() + P_end.sin().sum()
+        return [y, S_end, P_end, *torch.autograd.grad(loss, inputs.values())]
+    names = ['y', 'S_end', 'P_end', *inputs]
+    for name, got, want in zip(names, results(delta_rule, chunk_size=C), results(delta_rule_ref)):
+        assert_near(name, got, want, 1e-12)
+
+
+def test_momentum_of_zero_is_the_plain_recurrence():
+    q, k, e, a, b, c, S = (x.detach() for x in example(2, 2, 21, 4, torch.float64))
+    y, (S_end, _) = delta_rule(q, k, e, a, b, c, (S, torch.zeros_like(S)), 8, torch.zeros_like(a))
+    want = delta_rule(q, k, e, a, b, c, S, 8)
+    assert_near('y', y, want[0], 1e-11)
+    assert_near('state', S_end, want[1], 1e-11)
+
+
+def test_reading_some_rows():
+    q, k, e, a, b, c, S = (x.detach() for x in example(2, 2, 21, 4, torch.float64))
+    for mu in (None, torch.full_like(a, 0.5)):
+        state = S if mu is None else (S, S)
+        every, some = (delta_rule(q, k, e, a, b, c, state, 8, mu, rows)[0] for rows in (None, 3))
+        assert_near('y', some, every[..., :3], 1e-12)
+
+
 @pytest.mark.parametrize('rates', ['...', 'a..', '.b.', '..c', 'ab.', 'a.c', '.bc', 'abc'])
 @pytest.mark.parametrize('with_state', [False, True])
 def test_left_out_rates_are_one_zero_one(rates, with_state):

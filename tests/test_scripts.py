@@ -145,7 +145,7 @@ def test_two_processes_equal_one(trained, text, tmp_path):
     assert done.stdout.count('step      40/40') == 1, 'only one process prints'
 
 
-@pytest.mark.parametrize('mixer', ['attention', 'ttt'])
+@pytest.mark.parametrize('mixer', ['attention', 'ttt', 'hope'])
 def test_other_mixers_and_bpe(mixer, text, tmp_path):
     out_dir = str(tmp_path / 'out')
     inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY, f'--mixer={mixer}', '--tokenizer=bpe:300',

@@ -1,10 +1,9 @@
 """The memories with a hidden layer: the chunked cell against a token loop with autograd, for every switch."""
 import pytest
 import torch
-import torch.nn.functional as F
 from conftest import assert_near
 
-from kernels import mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
+from kernels import delta_rule, mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
 from memory import DEEP, unit
 from model import Config, Hope
 
@@ -112,34 +111,28 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
 
 def deep_layer(mixer='hope', **kwargs):
     torch.manual_seed(0)
-    config = Config(mixer=mixer, n_layer=1, n_embd=12, n_head=2, block_size=64, memory_hidden=5, memory_chunk=4, **kwargs)
-    layer = Hope(config).double().blocks[0].mixer
+    small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4}
+    layer = Hope(Config(mixer=mixer, **small | kwargs)).double().blocks[0].mixer
     with torch.no_grad():                       # away from the neutral start, so that everything has an effect
         for p in layer.parameters():
             p += 0.3 * torch.randn_like(p)
     return layer, torch.randn(2, 23, 12, dtype=torch.float64)
 
 
-CASES = {'default': {}, 'fixed k, v and gates': {'adaptive': ''}, 'adaptive q': {'adaptive': 'kvqg'}}
+SWITCHES = [{}, *({'adaptive': letters} for letters in ('kvqg', 'k', 'v', 'g', '')), {'self_values': False},
+            {'dgd': False}, {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'objective': 'l2_now'},
+            {'objective': 'l2_now', 'dgd': False}, {'memory_momentum': True}, {'forget': False}, {'memory_read': 'start'},
+            {'memory_read': 'before'}, {'negative_eigenvalues': True}, {'projection_chunk': 8}, {'memory_chunk': 1}]
 
 
-@pytest.mark.parametrize('adaptive', ['kvg', 'kvqg', 'k', 'v', 'g', ''])
-@pytest.mark.parametrize('mixer', list(DEEP))
-def test_cell_equals_token_loop(mixer, adaptive):
-    if mixer != 'hope' and adaptive != 'kvg':
-        pytest.skip('adaptive is a knob of hope')
-    check_cell(*deep_layer(mixer, adaptive=adaptive))
-
-
-@pytest.mark.parametrize('switch', [{'dgd': False}, {'self_values': False}, {'forget': False}, {'memory_read': 'start'}, {'memory_read': 'before'},
-                                    {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'objective': 'l2_now'},
-                                    {'objective': 'l2_now', 'dgd': False}, {'negative_eigenvalues': True}, {'memory_momentum': True}])
-def test_switches_equal_token_loop(switch):
+@pytest.mark.parametrize('switch', SWITCHES, ids=str)
+def test_cell_equals_token_loop(switch):
     check_cell(*deep_layer(**switch))
 
 
-def test_two_chunk_sizes_equal_token_loop():
-    check_cell(*deep_layer(projection_chunk=8))
+@pytest.mark.parametrize('mixer', ['titans', 'ttt_mlp'])
+def test_relatives_equal_token_loop(mixer):
+    check_cell(*deep_layer(mixer))
 
 
 def check_cell(layer, x):
@@ -156,3 +149,61 @@ def check_cell(layer, x):
         assert (g is None) == (g_ref is None), name
         if g is not None:
             assert_near(name, g, g_ref, 1e-7)
+
+
+@pytest.mark.parametrize('cuts', [[1] * 23, [3, 6, 1, 13], [8, 15], [5, 18]])
+def test_two_chunk_sizes_in_pieces(cuts):
+    """Cut inside a chunk of the memory, inside one of the projections, and at every token."""
+    layer, x = deep_layer(projection_chunk=8, memory_momentum=True, adaptive='kvqg')
+    want, state = layer(x)[0], None
+    got = []
+    for part in x.split(cuts, dim=1):
+        y, state = layer(part, state)
+        got.append(y)
+    assert_near('y', torch.cat(got, dim=1), want, 1e-10)
+
+
+def test_it_contains_gated_deltanet():
+    """With nothing generated and no hidden layer to speak of, the memory is Gated DeltaNet on values of norm 1."""
+    layer, _ = deep_layer(adaptive='', self_values=False, memory_hidden=1)
+    with torch.no_grad():
+        layer.W2_0.zero_(), layer.W1_0.zero_(), layer.rate.zero_()
+    q, k, v = (unit(torch.randn(2, 2, 23, 6, dtype=torch.float64)) for _ in range(3))
+    alpha, beta = torch.randn(2, 2, 2, 23, dtype=torch.float64)
+    state = layer.init_state(2)
+    y, _ = layer.chunks([q, k, v, alpha, beta, None], state)
+    a, b = torch.sigmoid(alpha), torch.sigmoid(beta)
+    assert_near('y', y, delta_rule(q, k, v, a, a * b, b)[0], 1e-10)
+
+
+@pytest.mark.parametrize('mixer', list(DEEP))
+def test_norms_after_1000_tokens(mixer):
+    """At the default start and size: no memory dies, none explodes."""
+    torch.manual_seed(0)
+    layer = Hope(Config(mixer=mixer, n_layer=1)).blocks[0].mixer
+    with torch.no_grad():
+        y, state = layer(torch.randn(1, 1000, 128))
+    assert torch.isfinite(y).all()
+    for name, start in layer.starts().items():
+        ratio = ((start + state[name]).norm() / start.norm()).item()
+        assert 0.1 < ratio < 10, f'{name} is {ratio:.2f} times as large as it started'
+        assert state[name].norm() > 1e-3, f'{name} was not written'
+
+
+def test_bfloat16_autocast_keeps_the_memory_in_float32():
+    torch.manual_seed(0)
+    model = Hope(Config(mixer='hope', n_layer=1, n_embd=32, n_head=2, block_size=64))
+    idx = torch.randint(257, (2, 65))
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        _, loss, state = model(idx[:, :-1], idx[:, 1:])
+    loss.backward()
+    assert {x.dtype for name, x in state[0].items() if torch.is_tensor(x) and name != 'conv'} == {torch.float32}
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+    assert abs(loss.item() - model(idx[:, :-1], idx[:, 1:])[1].item()) < 2e-2 * loss.item()
+
+
+def test_a_state_does_not_grow():
+    layer, x = deep_layer()
+    _, short = layer(x[:, :2])
+    _, long = layer(x.repeat(1, 20, 1))
+    assert {k: v.shape for k, v in short.items() if k != 'place'} == {k: v.shape for k, v in long.items() if k != 'place'}
