@@ -1,5 +1,5 @@
 """
-Softmax attention: the non-parametric associative memory, which keeps the pairs themselves. With it Hope is a Transformer.
+Softmax attention: the non-parametric memory, which keeps the pairs themselves. With it Hope is a Transformer.
 
     y, state = Attention(config)(x, state)      x, y (B, T, D); the state holds the last block_size keys and values
 

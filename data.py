@@ -275,7 +275,7 @@ def mqar(batch_size, length, n_pairs, vocab, generator):
     """
     half, slots = vocab // 2, (length - 2 * n_pairs) // 2
     assert n_pairs <= min(half, slots), f'{n_pairs} pairs do not fit in {length} tokens of {half} keys'
-    def draw(n): return torch.rand(batch_size, n, generator=generator).argsort(-1)[:, :n_pairs]      # without repetition
+    def draw(n): return torch.rand(batch_size, n, generator=generator).argsort(-1)[:, :n_pairs]     # no two alike
     keys, places = draw(half), 2 * n_pairs + 2 * draw(slots)                    # (batch_size, n_pairs)
     values = torch.randint(half, 2 * half, (batch_size, n_pairs), generator=generator)
     x, y = torch.full((batch_size, length), vocab), torch.full((batch_size, length), -1)

@@ -27,7 +27,7 @@ Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training
     -           b       (B, H, T)           erase rate
     eta_t       c       (B, H, T)           write rate
     S_t, eta_t  P, mu   (B, H, Dv, Dk), ..  Titans' momentum and its decay in [0, 1)
-    W_2, W_1    W2, U   (.., M, Dk), (.., Dv, Dk + M)   the layers of an MLP memory, M hidden units
+    W_2, W_1    W2, U   (.., m, Dk), (.., Dv, Dk + m)   the layers of an MLP memory, m hidden units
     B batch, H heads, T time, Dk key width, Dv value width, C chunk, N number of chunks, W width of a convolution
 """
 import torch
@@ -90,16 +90,19 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None):
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
     (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
     so all chunks compute it at once; what is left for a loop over chunks is three small products. All exponents are
-    <= 0, so nothing overflows however fast the memory forgets. With momentum, a write of token s has grown by the time t
-    to  R_ts = sum_{s<=r<=t} exp(g_t - g_r) exp(h_r - h_s),  h = log mu_1 + ... + log mu_t: one more product of two C x C
-    matrices. What is erased, -b_t S_{t-1} k_t, still solves a triangular system of its own. Under autocast everything here stays in float32 (on a
+    <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in float32 (on a
     GPU its products are tf32 if torch was told so).
+
+    With momentum a write of token s has grown, by the time t, to R_ts times itself,
+        R_ts = sum_{s<=r<=t} exp(g_t - g_r) exp(h_r - h_s),             h_t = log mu_1 + ... + log mu_t
+    which is one more product of two C x C matrices. What is erased, -b_t S_{t-1} k_t, takes no part in the momentum and
+    still solves the triangular system.
     """
     S, P = start(q, k, e, a, b, c, state, mu)
     T = k.shape[2]
     assert T >= 1 and chunk_size >= 1, f'needs a token and a chunk of one, got T={T}, chunk_size={chunk_size}'
     C = min(chunk_size, T)
-    if mu is not None and T % C:            # padding would not leave a momentum alone: the odd tail is a chunk of its own
+    if mu is not None and T % C:            # padding does not leave a momentum alone: the odd tail is its own chunk
         whole, tail = ([None if x is None else x[:, :, part] for x in (q, k, e, a, b, c, mu)]
                        for part in (slice(T - T % C), slice(T - T % C, T)))
         y1, state = delta_rule(*whole[:6], state, C, whole[6], rows)
@@ -168,7 +171,7 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     write = e if c is None else c[..., None] * e                                # (.., C, Dv)
     b = torch.zeros_like(mu) if b is None else b
     k_b = b[..., None] * k                                                      # (.., C, Dk)
-    overlap = k_b @ k.mT                                                        # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+    overlap = k_b @ k.mT                                                    # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
     inverse = UnitLowerInverse.apply(overlap * decay * (-log_a).exp()[..., None])
     known = (overlap * before[0]) @ write                                       # what earlier writes would answer
     k_S, k_P = (g - log_a).exp()[..., None] * k_b, before[1] * k_b
@@ -179,12 +182,12 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     for n in range(k.shape[2]):
         erased = -inverse[:, :, n] @ (k_S[:, :, n] @ S.mT + k_P[:, :, n] @ P.mT + known[:, :, n])   # (.., C, Dv)
         if q is not None:
-            scores = q[:, :, n] @ k[:, :, n].mT                                 # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+            scores = q[:, :, n] @ k[:, :, n].mT                             # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
             y.append(g[:, :, n].exp()[..., None] * (q[:, :, n] @ S[:, :, :rows].mT)
                      + carry[:, :, n] * (q[:, :, n] @ P[:, :, :rows].mT)
                      + (scores * decay[:, :, n]) @ erased[..., :rows]
                      + (scores * grown[:, :, n]) @ write[:, :, n, :, :rows])
-        S = (keep[0][:, :, n] * S + carry[:, :, n, -1:] * P                     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
+        S = (keep[0][:, :, n] * S + carry[:, :, n, -1:] * P             # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
              + erased.mT @ ends[0][:, :, n] + write[:, :, n].mT @ ends[1][:, :, n])
         P = keep[1][:, :, n] * P + write[:, :, n].mT @ ends[2][:, :, n]
     return (None if q is None else torch.stack(y, dim=2)), S, P
@@ -242,27 +245,27 @@ def check_shapes(q, k, e, a, b, c, mu, S, P):
 
 def mlp_memory(W2, U, z):
     """
-    M(z) = U [z; h(W2 z)]:  W2 (.., M, Dk), U (.., Dv, Dk + M), z (.., T, Dk)
-    returns M(z) (.., T, Dv), the output layer's input x = [z; h(W2 z)] (.., T, Dk + M), and u = W2 z (.., T, M)
+    M(z) = U [z; hidden(W2 z)]:  W2 (.., m, Dk), U (.., Dv, Dk + m), z (.., T, Dk)
+    returns M(z) (.., T, Dv), the output layer's input x = [z; hidden(W2 z)] (.., T, Dk + m), and u = W2 z (.., T, m)
     paper: M(z) = z + W_1 silu(W_2 z)   here: the skip connection is a matrix that is written like the others, because
     the memory then contains the linear ones (U = [S, 0]); U = [I, W_1] is the paper's.
     """
-    u = z @ W2.mT                                                               # (.., T, Dk) x (.., Dk, M) -> (.., T, M)
+    u = z @ W2.mT                                                           # (.., T, Dk) x (.., Dk, m) -> (.., T, m)
     x = torch.cat([z.expand(*u.shape[:-1], -1), hidden(u)], dim=-1)
-    return x @ U.mT, x, u                                                       # (.., T, Dk + M) x (.., Dk + M, Dv)
+    return x @ U.mT, x, u                                                   # (.., T, Dk + m) x (.., Dk + m, Dv)
 
 
 def hidden(u):
     """
-    What the hidden layer makes of u (.., M): silu(u) / sqrt(M). The root makes it about as long as a key of norm 1:
-    without it the output layer tells keys apart by M random features instead of by the keys, and recall is learned late.
+    What the hidden layer makes of u (.., m): silu(u) / sqrt(m). The root makes it no longer than a key of norm 1: without
+    it the output layer tells keys apart by m random features rather than by the keys, and recall is learned late.
     """
     return F.silu(u) * u.shape[-1] ** -0.5
 
 
 def mlp_memory_grad_ref(W2, U, k, v, objective='l2'):
     """
-    One token's inner gradient by autograd: k (Dk,), v (Dv,), W2 (M, Dk), U (Dv, Dk + M) -> -dL/dW2, -dL/dU of
+    One token's inner gradient by autograd: k (Dk,), v (Dv,), W2 (m, Dk), U (Dv, Dk + m) -> -dL/dW2, -dL/dU of
     L = |M(k) - v|^2 / 2 ('l2') or -<M(k), v> ('dot'), v held constant (paper: "Self-Referential Titans").
     Differentiable itself, so that the outer loss can learn through it.
     """
@@ -277,12 +280,12 @@ def mlp_memory_grad_ref(W2, U, k, v, objective='l2'):
 def mlp_memory_grad(W1, u, error):
     """
     The same for all tokens at once, and without the outer products: token t's share of -dL/dW2 is e_t k_t^T and that of
-    -dL/dU is error_t x_t^T. u = W2 k (.., T, M), error (.., T, Dv) is -dL/dM(k): v - M(k) for 'l2', v for 'dot', and W1
-    (.., Dv, M) the columns of U that read the hidden layer. Returns e = h'(u) * (W1^T error) (.., T, M).
+    -dL/dU is error_t x_t^T. u = W2 k (.., T, m), error (.., T, Dv) is -dL/dM(k): v - M(k) for 'l2', v for 'dot', and W1
+    (.., Dv, m) the columns of U that read the hidden layer. Returns e = hidden'(u) * (W1^T error) (.., T, m).
     """
     s = torch.sigmoid(u)
     slope = s * (1 + u * (1 - s)) * u.shape[-1] ** -0.5
-    return slope * (error @ W1)                                                 # (.., T, Dv) x (.., Dv, M) -> (.., T, M)
+    return slope * (error @ W1)                                             # (.., T, Dv) x (.., Dv, m) -> (.., T, m)
 
 
 # -----------------------------------------------------------------------------

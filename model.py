@@ -34,7 +34,7 @@ class Config:
     n_head: int = 4                     # heads per block, each with a memory of its own
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
-    mixer: str = 'gated_deltanet'       # attention | gated_deltanet | deltanet | gla | retnet | linear | ttt
+    mixer: str = 'gated_deltanet'       # hope | titans | ttt_mlp | ttt | gated_deltanet | deltanet | gla | ... (README)
     chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     tie_head: bool = False              # use the embedding as the output head as well
@@ -125,6 +125,13 @@ class Hope(nn.Module):
         mixer.conv              the last tap 1 (the token itself), normal, std 0.1 on all: starts near the identity
         mixer.alpha             weight 0; bias log(n - 1) with n from 8 to 256 over the heads: they retain for n tokens
         mixer.beta              weight 0, bias 0: write rate 1/2
+        mixer.mu                weight 0, bias -2: momentum 0.12
+        mixer.W2_0              normal, std 1: a key of norm 1 gives pre-activations of size 1
+        mixer.W1_0              normal, std 0.1: the hidden layer says little at first
+        mixer.gates_0           0: the gates move only with what is read
+        mixer.rate              write rates relative to beta, before the sigmoid: -3 for first layers, 0 for the memory
+                                that is read, -5 for those that generate: a key that moves from the start is no key
+        mixer.blend             0.1: a value starts as v, not as what a still empty memory answers to it
         norms                   1
         """
         D, L = self.config.n_embd, self.config.n_layer

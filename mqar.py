@@ -8,9 +8,9 @@ A sequence shows key-value pairs, then asks for each of them once, in random ord
     python mqar.py                                          a short race, under a minute
     python mqar.py --mixers=hope,gated_deltanet,attention --length=128 --max_steps=2000 --compile
 
-Every model has two layers and the same number of parameters (the hidden width of its MLP makes up the difference). One
-line per evaluation; a model stops once it recalls 99 %. Then its recall at 1, 2, 4 and 8 times the training length, with
-as many pairs. Any knob of the model is --key=value.
+Every model has two layers and the same number of parameters (the hidden width of its MLP makes up the difference).
+One line per evaluation; a model stops once it recalls 99 %. Then its recall at 1, 2, 4 and 8 times the training length,
+with as many pairs. Any knob of the model is --key=value.
 
 Does NOT include: a learning-rate search, more than one seed per call.
 """

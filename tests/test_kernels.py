@@ -39,7 +39,8 @@ def test_momentum_equals_token_loop(rates, T, C):
     inputs = {name: x for name, x in zip('q k e a b c mu S P'.split(), (q, k, e, a, b, c, mu, S, P)) if x is not None}
     def results(f, **kwargs):
         y, (S_end, P_end) = f(q, k, e, a, b, c, (S, P), mu=mu, **kwargs)
-        loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum() + S_end.cos().sum() + P_end.sin().sum()
+        weights = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
+        loss = (y * weights).sum() + S_end.cos().sum() + P_end.sin().sum()
         return [y, S_end, P_end, *torch.autograd.grad(loss, inputs.values())]
     names = ['y', 'S_end', 'P_end', *inputs]
     for name, got, want in zip(names, results(delta_rule, chunk_size=C), results(delta_rule_ref)):
