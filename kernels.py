@@ -257,7 +257,7 @@ def mlp_memory(W2, U, z):
 
 def hidden(u):
     """
-    What the hidden layer makes of u (.., m): silu(u) / sqrt(m). The root makes it no longer than a key of norm 1: without
+    What the hidden layer makes of u (.., m): silu(u) / sqrt(m). The root keeps it as short as a key: without
     it the output layer tells keys apart by m random features rather than by the keys, and recall is learned late.
     """
     return F.silu(u) * u.shape[-1] ** -0.5
