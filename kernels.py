@@ -26,7 +26,7 @@ Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training
     alpha_t     a       (B, H, T)           retention in (0, 1]; 1 keeps everything
     -           b       (B, H, T)           erase rate
     eta_t       c       (B, H, T)           write rate
-    S_t, eta_t  P, mu   (B, H, Dv, Dk), ..  Titans' momentum and its decay in [0, 1)
+    S_t         P       (B, H, Dv, Dk)      Titans' momentum; mu (B, H, T) its decay in [0, 1)
     W_2, W_1    W2, U   (.., m, Dk), (.., Dv, Dk + m)   the layers of an MLP memory, m hidden units
     B batch, H heads, T time, Dk key width, Dv value width, C chunk, N number of chunks, W width of a convolution
 """
@@ -180,7 +180,8 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
 
     y = []
     for n in range(k.shape[2]):
-        erased = -inverse[:, :, n] @ (k_S[:, :, n] @ S.mT + k_P[:, :, n] @ P.mT + known[:, :, n])   # (.., C, Dv)
+        erased = k_S[:, :, n] @ S.mT + k_P[:, :, n] @ P.mT + known[:, :, n]     # (.., C, Dk) x (.., Dk, Dv)
+        erased = -inverse[:, :, n] @ erased                                     # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
         if q is not None:
             scores = q[:, :, n] @ k[:, :, n].mT                             # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
             y.append(g[:, :, n].exp()[..., None] * (q[:, :, n] @ S[:, :, :rows].mT)

@@ -6,7 +6,7 @@ is the Transformer (RoPE, RMSNorm, QK-norm, SwiGLU), the baseline that everythin
     logits, loss, state = model(idx, targets)             # idx, targets (B, T); logits (B, T, vocab_size)
     logits, loss, state = model(more, state=state)        # reads on: the state is all it remembers
 
-    python model.py        parameters, FLOPs and state of each mixer; the cost of a token after 100 and after 10,000
+    python model.py        parameters, FLOPs and state of each mixer; the cost of a token after 100 and after 4,000
 
 Does NOT include: dropout (small models on one pass over their data do not need it), several levels of MLPs.
 
@@ -22,7 +22,7 @@ import torch.nn.functional as F
 
 from cli import UserError, atomic_write, check
 from kernels import at_least_float32
-from memory import MIXERS
+from memory import DEEP, MIXERS
 
 
 @dataclass
@@ -49,22 +49,29 @@ class Config:
     memory_momentum: bool = False       # gather writes with momentum, as Titans does
     forget: bool = True                 # let go of what was written, back towards the learned start
     memory_read: str = 'after'          # after | before a token's own write | start: as the chunk began
-    negative_eigenvalues: bool = False  # erase up to twice the old answer, so that a token can flip what is stored
+    negative_eigenvalues: bool = False  # steps of up to twice the proximal one: a token can flip what is stored
 
     def __post_init__(self):
-        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'conv_width'):
+        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'conv_width', 'memory_chunk'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
-        check(self.n_hidden >= 0, f'--n_hidden must be at least 0, not {self.n_hidden}')
+        for name in ('n_hidden', 'memory_hidden'):
+            check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(self.mixer in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, not '{self.mixer}'")
         check(self.n_embd % (2 * self.n_head) == 0,
               f'--n_embd must be a multiple of 2 x n_head = {2 * self.n_head}, not {self.n_embd}')
         self.projection_chunk = self.projection_chunk or self.memory_chunk
-        check(self.memory_chunk >= 1 and self.projection_chunk % self.memory_chunk == 0,
+        check(self.projection_chunk >= 1 and self.projection_chunk % self.memory_chunk == 0,
               f'--projection_chunk={self.projection_chunk} must be a multiple of --memory_chunk={self.memory_chunk}')
         check(set(self.adaptive) <= set('kvqg'), f"--adaptive takes letters of kvqg, not '{self.adaptive}'")
         for name, choices in (('objective', ('dot', 'l2', 'l2_now')), ('memory_read', ('after', 'before', 'start'))):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
+        check(self.memory_read != 'start' or self.mixer not in DEEP or self.block_size > self.memory_chunk,
+              '--memory_read=start reads nothing within a chunk: --block_size must be above --memory_chunk')
+        for name, value in DEEP.get(self.mixer, {}).items():        # what makes titans titans
+            check(getattr(self, name) in (value, type(self).__dataclass_fields__[name].default),
+                  f'--{name}={getattr(self, name)} is for --mixer=hope; {self.mixer} has {name}={value}')
+            setattr(self, name, value)
         self.n_hidden = self.n_hidden or math.ceil(self.n_embd * 8 / 3 / 32) * 32
 
 
@@ -339,14 +346,14 @@ def load_model(checkpoint, device='cpu'):
 
 def main():
     import time
-    print('the default model, one sequence, one thread; ms per token with 100 and with 10,000 tokens before it')
-    print(f"{'mixer':<16}{'parameters':>12}{'MFLOP/token':>13}{'state at 100':>14}{'at 10,000':>12}{'ms':>8}{'ms':>8}")
+    print('the default model, one sequence, one thread; ms per token with 100 and with 4,000 tokens before it')
+    print(f"{'mixer':<16}{'parameters':>12}{'MFLOP/token':>13}{'state at 100':>14}{'at 4,000':>12}{'ms':>8}{'ms':>8}")
     torch.set_num_threads(1)
     for mixer in MIXERS:
         model, row = Hope(Config(mixer=mixer)).eval(), ''
-        idx = torch.randint(256, (1, 10_000), generator=torch.Generator().manual_seed(0))
+        idx = torch.randint(256, (1, 4_000), generator=torch.Generator().manual_seed(0))
         times = []
-        for context in (100, 10_000):
+        for context in (100, 4_000):
             _, state = model.read(idx[:, :context])
             start, n = time.perf_counter(), 5
             for _ in model.stream(idx[:, :1], n, state=state):

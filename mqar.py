@@ -8,12 +8,13 @@ A sequence shows key-value pairs, then asks for each of them once, in random ord
     python mqar.py                                          a short race, under a minute
     python mqar.py --mixers=hope,gated_deltanet,attention --length=128 --max_steps=2000 --compile
 
-Every model has two layers and the same number of parameters (the hidden width of its MLP makes up the difference).
+Every model has two layers and as nearly as its MLP's width allows the same number of parameters.
 One line per evaluation; a model stops once it recalls 99 %. Then its recall at 1, 2, 4 and 8 times the training length,
 with as many pairs. Any knob of the model is --key=value.
 
 Does NOT include: a learning-rate search, more than one seed per call.
 """
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -47,6 +48,9 @@ class Race:
             check(mixer in MIXERS, f"--mixers takes {', '.join(MIXERS)}, not '{mixer}'")
         for name in ('n_pairs', 'batch_size', 'max_steps', 'eval_every', 'threads'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
+        check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
+        check(self.start_lr >= 0, f'--start_lr must be at least 0, not {self.start_lr}')
+        check(0 <= self.seed < 2**63, f'--seed must be at least 0 and below 2^63, not {self.seed}')
         check(self.n_pairs <= self.keys, f'--n_pairs={self.n_pairs} needs as many --keys, not {self.keys}')
         check(4 * self.n_pairs <= self.length, f'--length must be at least 4 x n_pairs = {4 * self.n_pairs}')
 
@@ -57,10 +61,14 @@ SMALL = dict(n_layer=2, n_head=2, n_embd=64, n_hidden=128)
 def equal_model(mixer, knobs, parameters=None):
     """The model with that memory; with parameters, its MLP is as wide as brings it nearest to that number of them."""
     config, = build([Config], {**knobs, 'mixer': mixer})
+    model = Hope(config)
     if parameters:
         per_unit = 3 * config.n_embd * config.n_layer
-        config.n_hidden += round((parameters - Hope(config).num_params()) / per_unit)
-    return Hope(config)
+        n_hidden = config.n_hidden + round((parameters - model.num_params()) / per_unit)
+        if n_hidden < 1:
+            raise UsageError(f'--n_hidden={config.n_hidden} is too small to give {mixer} as many parameters as hope has')
+        model = Hope(build([Config], {**knobs, 'mixer': mixer, 'n_hidden': n_hidden})[0])
+    return model
 
 
 @torch.no_grad()
@@ -105,11 +113,8 @@ def main():
     torch.set_num_threads(race.threads)
     torch.set_flush_denormal(True)
     knobs = {**SMALL, **given, 'vocab_size': 2 * race.keys + 1, 'block_size': 8 * race.length}
-    try:
-        parameters = equal_model('hope', knobs).num_params()
-        rows = [run(mixer, race, knobs, parameters) for mixer in race.mixers.split(',')]
-    except AssertionError as error:
-        raise UsageError(str(error)) from None
+    parameters = equal_model('hope', knobs).num_params()
+    rows = [run(mixer, race, knobs, parameters) for mixer in race.mixers.split(',')]
     print(f"\n{race.n_pairs} pairs in {race.length} tokens; guessing among the values shown is right in "
           f"{100 / race.n_pairs:.1f} %. Recall in % at 1, 2, 4, 8 times the length")
     print(f"{'mixer':<16}{'parameters':>12}{'99 % at step':>14}{'1x':>8}{'2x':>8}{'4x':>8}{'8x':>8}{'seconds':>10}")

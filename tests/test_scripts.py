@@ -155,6 +155,16 @@ def test_other_mixers_and_bpe(mixer, text, tmp_path):
     assert shell('sample.py', 'line', f'--out_dir={out_dir}', '--max_new_tokens=5').stdout.startswith('line')
 
 
+def test_recall_race():
+    """mqar.py prints a curve and a row per memory, of nearly equal size."""
+    done = shell('mqar.py', '--mixers=linear,hope', '--max_steps=3', '--eval_every=2', '--n_embd=16', '--memory_chunk=8')
+    rows = [line.split() for line in done.stdout.splitlines()[-2:]]
+    assert [row[0] for row in rows] == ['linear', 'hope'] and 'step      2 ' in done.stdout
+    sizes = [int(row[1].replace(',', '')) for row in rows]
+    assert abs(sizes[0] - sizes[1]) <= 3 * 16 * 2
+    assert 'n_pairs' in shell('mqar.py', '--length=8', code=2).stderr
+
+
 # ---- wrong input
 
 
@@ -163,6 +173,14 @@ def test_other_mixers_and_bpe(mixer, text, tmp_path):
     ('train.py', ['--max_steps=many'], "--max_steps takes a whole number, not 'many'"),
     ('train.py', ['--max_steps'], '--max_steps needs a value'),
     ('train.py', ['--max_steps=1', '--max_steps=2'], 'given twice'),
+    ('train.py', ['--mixer=hope', '--adaptive=kx'], 'kvqg'),
+    ('train.py', ['--mixer=hope', '--memory_chunk=0'], '--memory_chunk'),
+    ('train.py', ['--mixer=hope', '--memory_hidden=-1'], '--memory_hidden'),
+    ('train.py', ['--mixer=hope', '--projection_chunk=40'], '--projection_chunk'),
+    ('train.py', ['--mixer=hope', '--memory_read=now'], 'after, before, start'),
+    ('train.py', ['--mixer=titans', '--adaptive=k'], '--adaptive'),
+    ('mqar.py', ['--mixers=hope,mamba'], 'mamba'),
+    ('mqar.py', ['--learning_rate=nan'], '--learning_rate'),
     ('train.py', ['--resume=maybe'], "--resume takes true or false"),
     ('train.py', ['-lr=1'], 'not understood'),
     ('train.py', ['hello'], 'not understood'),

@@ -1,14 +1,18 @@
 """The memories with a hidden layer: the chunked cell against a token loop with autograd, for every switch."""
+import os
+
 import pytest
 import torch
 from conftest import assert_near
 
-from kernels import delta_rule, mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
+from kernels import delta_rule, hidden, mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
 from memory import DEEP, unit
 from model import Config, Hope
 
 
 def test_mlp_memory_grad():
+    u = torch.linspace(-3, 3, 9)
+    assert_near('hidden', hidden(u), u * torch.sigmoid(u) / 3, 1e-6)
     g = torch.Generator().manual_seed(0)
     W2, U, k, v = (torch.randn(*shape, generator=g, dtype=torch.float64) for shape in ((5, 6), (4, 11), (3, 6), (3, 4)))
     y, x, u = mlp_memory(W2, U, k)
@@ -25,7 +29,7 @@ def cell_ref(layer, x):
     The whole cell for one sequence, x (T, D) -> y (T, D), as it is defined: a token at a time, the weights themselves
     (not their differences from the start), and every inner gradient by autograd of the inner loss.
     """
-    o, H, C = layer.config, layer.n_head, layer.memory_chunk
+    o, H, C = layer.config, layer.n_head, layer.config.memory_chunk
     names = [name for name in 'kvq' if name in o.adaptive]
     q, z, v, _ = layer.streams(x[None], x.new_zeros(1, layer.conv.shape[1] - 1, 3 * x.shape[1]))
     alpha, beta = layer.alpha(x) if o.forget else layer.beta(x), layer.beta(x)              # (T, H)
@@ -56,7 +60,7 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
 
     y = []
     for t in range(len(q)):
-        if t % layer.projection_chunk == 0:
+        if t % o.projection_chunk == 0:
             anchor = dict(now)
         elif t % C == 0:
             anchor |= {'U': now['U'], 'W2_mem': now['W2_mem']}
@@ -73,21 +77,19 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
 
         # write: start + a (W - start), then a step along -gradient, then DGD's erase
         def put(name, gradient, x, centre, times):
-            step = torch.sigmoid(bt + rate[name]) / x.square().sum()
-            step = step * (2 / C if o.objective == 'l2' and not o.dgd else 1) * (1 if mu is None else 1 - mu[t])
+            step = torch.sigmoid(bt + rate[name]) / x.square().sum() * (2 if o.negative_eigenvalues else 1)
+            frozen = o.objective != 'dot' if name[:2] in ('W2', 'ga') else o.objective == 'l2'
+            step = step * (2 / o.projection_chunk if frozen and not times else 1)
             kept = start[name] + a * (before[name] - start[name])
             answer = kept @ x + (kt if name.startswith('W1') else 0) - centre
-            write = gradient - times * torch.outer(start_answer(name, x) - centre, x)
-            write = step * write
+            first = start_answer(name, x) - centre
+            write = step * (gradient - times * torch.outer(first, x))
             if mu is not None:
-                P[name] = mu[t] * P[name] + write
-                write = P[name]
-            rest = answer - (start_answer(name, x) - centre)
-            now[name] = kept + write - step * times * torch.outer(rest, x)
+                write = P[name] = mu[t] * P[name] + (1 - mu[t]) * write
+            now[name] = kept + write - step * times * torch.outer(answer - first, x)
 
         def start_answer(name, x): return start[name] @ x + (kt if name.startswith('W1') else 0)
 
-        strength = 2 if o.negative_eigenvalues else 1
         for j, name in enumerate(['mem'] + names):
             W2, U = memory(anchor, name)
             value = unit(vt + layer.blend[i, j] * ask(anchor, name, vt)) if o.self_values else vt
@@ -95,15 +97,16 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
             hidden = 'dot' if o.objective == 'dot' and not o.dgd else 'l2'
             dW2, _ = mlp_memory_grad_ref(W2, U, kt, value, hidden)
             _, dU = mlp_memory_grad_ref(W2, U, kt, value, 'l2' if o.objective == 'l2' else 'dot')
-            put(f'W2_{name}', dW2, kt, W2 @ kt, strength * o.dgd)
-            times = strength * (o.dgd + (o.objective == 'l2_now'))
+            put(f'W2_{name}', dW2, kt, W2 @ kt, o.dgd)
+            times = o.dgd + (o.objective == 'l2_now')
             if name == 'mem':
                 put('U', dU, x, 0, times)
             else:
                 put(f'W1_{name}', dU[:, d:], x[d:], 0, times)
         if 'g' in o.adaptive:
             value = torch.tanh(anchor['gates'] @ vt)
-            put('gates', torch.outer(value, kt), kt, 0, strength * o.dgd)
+            value = value - anchor['gates'] @ kt if o.objective == 'l2' else value
+            put('gates', torch.outer(value, kt), kt, 0, o.dgd)
 
         y.append(ask({'after': now, 'before': before, 'start': anchor}[o.memory_read], 'mem', qt))
     return torch.stack(y)
@@ -134,6 +137,35 @@ def test_cell_equals_token_loop(switch):
 @pytest.mark.parametrize('mixer', ['titans', 'ttt_mlp'])
 def test_relatives_equal_token_loop(mixer):
     check_cell(*deep_layer(mixer))
+
+
+@pytest.mark.parametrize('mixer', ['titans', 'ttt_mlp'])
+def test_formula_of_its_paper(mixer):
+    """
+    Mini-batch descent on |M(k) - v|^2 / 2 from the chunk's start, written out: Titans with momentum S and forgetting
+    (towards the start), TTT without. Steps are shares of 2 / C of the proximal step, momentum an average.
+    """
+    layer, _ = deep_layer(mixer)
+    g = torch.Generator().manual_seed(2)
+    q, k, v = (unit(torch.randn(1, 2, 11, 6, generator=g, dtype=torch.float64)) for _ in range(3))
+    gates = torch.randn(3, 1, 2, 11, generator=g, dtype=torch.float64)
+    inputs = [q, k, v, gates[0] if mixer == 'titans' else None, gates[1], gates[2] if mixer == 'titans' else None]
+    y, _ = layer.chunks(inputs, layer.init_state(1))
+    for head in range(2):
+        alpha, beta, mu = torch.sigmoid(gates[:, 0, head]) if mixer == 'titans' else (
+            torch.ones(11), torch.sigmoid(gates[1, 0, head]), torch.zeros(11))
+        start = [layer.W2_0[head], torch.cat([torch.zeros(6, 6), layer.W1_0[head, 0]], dim=1)]
+        M, S = [W.clone() for W in start], [torch.zeros_like(W) for W in start]
+        for t in range(11):
+            M_xi = [W.detach().requires_grad_() for W in M] if t % 4 == 0 else M_xi
+            answer, x, _ = mlp_memory(*M_xi, k[0, head, t, None])
+            loss = 0.5 * (answer[0] - v[0, head, t]).square().sum()
+            gradients = torch.autograd.grad(loss, M_xi)
+            for i, (gradient, size) in enumerate(zip(gradients, (1, x.square().sum()))):
+                theta = 2 / 4 * torch.sigmoid(torch.logit(beta[t]) + layer.rate[head, i]) / size
+                S[i] = mu[t] * S[i] - (1 - mu[t]) * theta * gradient
+                M[i] = start[i] + alpha[t] * (M[i] - start[i]) + S[i]
+            assert_near('y', y[0, head, t], mlp_memory(*M, q[0, head, t, None])[0][0], 1e-9)
 
 
 def check_cell(layer, x):
@@ -201,6 +233,39 @@ def test_bfloat16_autocast_keeps_the_memory_in_float32():
     assert {x.dtype for name, x in state[0].items() if torch.is_tensor(x) and name != 'conv'} == {torch.float32}
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
     assert abs(loss.item() - model(idx[:, :-1], idx[:, 1:])[1].item()) < 2e-2 * loss.item()
+
+
+@pytest.mark.parametrize('momentum', [False, True])
+def test_a_repeated_pair_is_stored_once(momentum):
+    """Erasing makes the value itself the fixed point, with momentum too: no overshoot, no growth in the hidden layer."""
+    layer, _ = deep_layer(adaptive='', self_values=False, memory_momentum=momentum, memory_chunk=8)
+    k, v = (unit(torch.ones(1, 2, 400, 6, dtype=torch.float64) * torch.arange(1, 7) ** p) for p in (1, -1.0))
+    gate = torch.full((1, 2, 400), 2.0, dtype=torch.float64)
+    y, state = layer.chunks([k, k, v, 6 + gate, gate, gate if momentum else None], layer.init_state(1))
+    assert_near('y', y[:, :, -1], v[:, :, -1], 2e-2)
+    assert state['W2'].norm() < 2 * layer.W2_0.norm()
+
+
+def test_a_token_of_zeros_does_no_harm():
+    layer, x = deep_layer()
+    x[:, 5:8] = 0
+    assert torch.isfinite(layer(x.float().double())[0]).all()
+    q = torch.zeros(1, 2, 9, 6, dtype=torch.float64)
+    y, state = layer.chunks([q, q, q, q[..., 0], q[..., 0], None], layer.init_state(1))
+    assert torch.isfinite(y).all() and all(torch.isfinite(x).all() for x in state.values() if torch.is_tensor(x))
+
+
+@pytest.mark.skipif(not os.environ.get('NL_SLOW'), reason='compiles for minutes; NL_SLOW=1 and a C++ compiler run it')
+def test_compiled_equals_eager():
+    """Only the common body of the chunks is compiled; an odd tail is a second shape."""
+    layer, x = deep_layer()
+    x.requires_grad_()
+    results = []
+    for f in (layer, torch.compile(layer)):
+        y, _ = f(x[:, :10])
+        results.append([y, *torch.autograd.grad(y.cos().sum(), [x, *layer.parameters()])])
+    for i, (got, want) in enumerate(zip(*results)):
+        assert_near(i, got, want, 1e-9)
 
 
 def test_a_state_does_not_grow():
