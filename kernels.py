@@ -181,7 +181,7 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     y = []
     for n in range(k.shape[2]):
         erased = k_S[:, :, n] @ S.mT + k_P[:, :, n] @ P.mT + known[:, :, n]     # (.., C, Dk) x (.., Dk, Dv)
-        erased = -inverse[:, :, n] @ erased                                     # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+        erased = -inverse[:, :, n] @ erased                                 # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
         if q is not None:
             scores = q[:, :, n] @ k[:, :, n].mT                             # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
             y.append(g[:, :, n].exp()[..., None] * (q[:, :, n] @ S[:, :, :rows].mT)

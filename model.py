@@ -52,7 +52,8 @@ class Config:
     negative_eigenvalues: bool = False  # steps of up to twice the proximal one: a token can flip what is stored
 
     def __post_init__(self):
-        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'conv_width', 'memory_chunk'):
+        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'memory_chunk',
+                     'conv_width'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         for name in ('n_hidden', 'memory_hidden'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')

@@ -157,7 +157,8 @@ def test_other_mixers_and_bpe(mixer, text, tmp_path):
 
 def test_recall_race():
     """mqar.py prints a curve and a row per memory, of nearly equal size."""
-    done = shell('mqar.py', '--mixers=linear,hope', '--max_steps=3', '--eval_every=2', '--n_embd=16', '--memory_chunk=8')
+    tiny = ['--max_steps=3', '--eval_every=2', '--n_embd=16', '--memory_chunk=8']
+    done = shell('mqar.py', '--mixers=linear,hope', *tiny)
     rows = [line.split() for line in done.stdout.splitlines()[-2:]]
     assert [row[0] for row in rows] == ['linear', 'hope'] and 'step      2 ' in done.stdout
     sizes = [int(row[1].replace(',', '')) for row in rows]

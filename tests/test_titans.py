@@ -237,7 +237,7 @@ def test_bfloat16_autocast_keeps_the_memory_in_float32():
 
 @pytest.mark.parametrize('momentum', [False, True])
 def test_a_repeated_pair_is_stored_once(momentum):
-    """Erasing makes the value itself the fixed point, with momentum too: no overshoot, no growth in the hidden layer."""
+    """Erasing makes the value itself the fixed point, with momentum too; the hidden layer does not grow."""
     layer, _ = deep_layer(adaptive='', self_values=False, memory_momentum=momentum, memory_chunk=8)
     k, v = (unit(torch.ones(1, 2, 400, 6, dtype=torch.float64) * torch.arange(1, 7) ** p) for p in (1, -1.0))
     gate = torch.full((1, 2, 400), 2.0, dtype=torch.float64)
