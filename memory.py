@@ -262,7 +262,7 @@ def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
     start               the learned starts, {'W2': (H, R, d), 'U': (H, d, d + m), 'W1': (H, M, d, m)}
     rate, blend         (H, 2 + M), (H, 1 + M)
     q, z, v             (B, H, C, d) the streams
-    alpha, beta, mu     (B, H, C) the gates before their sigmoid; without alpha nothing is forgotten, mu None: no momentum
+    alpha, beta, mu     (B, H, C) the gates before their sigmoid; alpha None forgets nothing, mu None is no momentum
     state               the difference of every memory from its start, now and (_xi) at the chunk's start
     returns y (B, H, C, d) and the differences after the last token
     """

@@ -66,7 +66,7 @@ def equal_model(mixer, knobs, parameters=None):
         per_unit = 3 * config.n_embd * config.n_layer
         n_hidden = config.n_hidden + round((parameters - model.num_params()) / per_unit)
         if n_hidden < 1:
-            raise UsageError(f'--n_hidden={config.n_hidden} is too small for {mixer} to have as many parameters as hope')
+            raise UsageError(f'--n_hidden={config.n_hidden} is too small to make {mixer} the size of hope')
         model = Hope(build([Config], {**knobs, 'mixer': mixer, 'n_hidden': n_hidden})[0])
     return model
 
