@@ -225,7 +225,7 @@ class SelfModifyingTitans(Recurrent):
 
     @torch.compiler.disable(recursive=False)
     def chunks(self, inputs, state):
-        """Chunk after chunk. Under torch.compile only deep_chunk is compiled, once, however many chunks there are."""
+        """Chunk after chunk. Under torch.compile only deep_chunk is compiled: once per shape, not once per chunk."""
         T, t, y = inputs[0].shape[2], 0, []
         C, m = self.config.memory_chunk, self.W1_0.shape[3]
         place, tail = state.pop('place'), state.pop('conv')
