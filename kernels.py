@@ -71,8 +71,8 @@ def start(q, k, e, a, b, c, state, mu):
     """The memory and its momentum before the first token; zeros for what is not given. Checks every shape."""
     S, P = state if mu is not None and state is not None else (state, None)
     check_shapes(q, k, e, a, b, c, mu, S, P)
-    zeros = k.new_zeros(*k.shape[:2], e.shape[-1], k.shape[-1])
-    return zeros if S is None else S, zeros if P is None else P
+    S = k.new_zeros(*k.shape[:2], e.shape[-1], k.shape[-1]) if S is None else S
+    return S, torch.zeros_like(S) if P is None and mu is not None else P
 
 
 # -----------------------------------------------------------------------------
@@ -111,11 +111,11 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None):
     with torch.autocast(k.device.type, enabled=False):
         # a token of padding keeps everything, erases nothing and writes nothing: the final state does not see it
         parts = [cut(x, C, pad) for x, pad in ((q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0))]
-        S, P = S.to(parts[1].dtype), P.to(parts[1].dtype)
+        S = S.to(parts[1].dtype)
         if mu is None:
             y, S = delta_rule_chunks(*parts[:6], S, rows)
         else:
-            y, S, P = momentum_chunks(*parts, S, P, rows)
+            y, S, P = momentum_chunks(*parts, S, P.to(S.dtype), rows)
     return (None if y is None else y.flatten(2, 3)[:, :, :T].to(e.dtype)), (S if mu is None else (S, P))
 
 

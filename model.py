@@ -70,7 +70,7 @@ class Config:
         check(self.memory_read != 'start' or self.mixer not in DEEP or self.block_size > self.memory_chunk,
               '--memory_read=start reads nothing within a chunk: --block_size must be above --memory_chunk')
         for name, value in DEEP.get(self.mixer, {}).items():        # what makes titans titans
-            check(getattr(self, name) in (value, type(self).__dataclass_fields__[name].default),
+            check(getattr(self, name) in (value, getattr(Config, name)),        # a field's default is the class's
                   f'--{name}={getattr(self, name)} is for --mixer=hope; {self.mixer} has {name}={value}')
             setattr(self, name, value)
         self.n_hidden = self.n_hidden or math.ceil(self.n_embd * 8 / 3 / 32) * 32
