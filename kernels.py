@@ -295,19 +295,19 @@ def mlp_memory_grad(W1, u, error):
 
 def causal_conv(x, weight, state=None):
     """
-    Causal depth-wise convolution, every channel over its own last W tokens: y_t = sum_i weight[:, i] x_{t - W + 1 + i}.
+    Causal depth-wise convolution, every channel over its own last W tokens: y_t = sum_i weight[i] x_{t - W + 1 + i}.
 
-    x (B, T, D), weight (D, W), state (B, W - 1, D) = the tail of the tokens before x, or None (zeros)
+    x (B, T, D), weight (W, D), state (B, W - 1, D) = the tail of the tokens before x, or None (zeros)
     returns y (B, T, D) and the new tail. paper: "local convolutions with window size 4", nothing more.
     """
     B, T, D = x.shape
-    W = weight.shape[1]
-    assert weight.shape[0] == D, f'weight must be ({D}, W), got {tuple(weight.shape)}'
+    W = weight.shape[0]
+    assert weight.shape[1] == D, f'weight must be (W, {D}), got {tuple(weight.shape)}'
     assert state is None or state.shape == (B, W - 1, D), f'state must be ({B}, {W - 1}, {D}), got {tuple(state.shape)}'
     tail = x.new_zeros(B, W - 1, D) if state is None else state.to(x.dtype)
     x = torch.cat([tail, x], dim=1)                                             # (B, W - 1 + T, D)
     # W shifted products read as the formula does, and on a CPU they are faster than conv1d with one group per channel
-    y = sum(weight[:, i].to(x.dtype) * x[:, i:i + T] for i in range(W))         # (D,) x (B, T, D)
+    y = sum(w.to(x.dtype) * x[:, i:i + T] for i, w in enumerate(weight))        # (D,) x (B, T, D)
     return y, x[:, T:]
 
 

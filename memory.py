@@ -41,6 +41,7 @@ Glossary (paper: "Associative Memory", "Self-Referential Titans", "Fast and Para
 import math
 
 import torch
+import torch._functorch.config as functorch_config
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -48,6 +49,8 @@ from attention import Attention
 from kernels import at_least_float32, causal_conv, delta_rule, hidden, mlp_memory, mlp_memory_grad
 
 RECURRENT = ('linear', 'retnet', 'gla', 'deltanet', 'gated_deltanet', 'ttt')
+# what a compiled chunk of a deep memory keeps for its backward, as a share of all it could; the rest is computed again
+RECOMPUTE = 0.2
 TTT_CHUNK = 16      # tokens that share one gradient step's starting point in ttt, as in its paper
 
 
@@ -101,7 +104,7 @@ class Recurrent(nn.Module):
         D, H = config.n_embd, config.n_head
         self.rule, self.n_head, self.chunk_size = config.mixer, H, config.chunk_size
         self.qkv = nn.Linear(D, 3 * D, bias=False)
-        self.conv = nn.Parameter(torch.empty(3 * D, config.conv_width))
+        self.conv = nn.Parameter(torch.empty(config.conv_width, 3 * D))
         self.gate = nn.Linear(D, D, bias=False)                     # the output gate
         self.alpha = self.beta = None
         if self.rule in ('gla', 'gated_deltanet'):
@@ -117,7 +120,7 @@ class Recurrent(nn.Module):
         """An empty memory: a flat dict of tensors (and, for ttt, the place inside the chunk)."""
         D, H = self.out.in_features, self.n_head
         S = torch.zeros(batch_size, H, D // H, D // H, device=device)
-        state = {'S': S, 'conv': torch.zeros(batch_size, self.conv.shape[1] - 1, 3 * D, device=device)}
+        state = {'S': S, 'conv': torch.zeros(batch_size, len(self.conv) - 1, 3 * D, device=device)}
         return state | ({'S_xi': S, 'place': 0} if self.rule == 'ttt' else {})
 
     def streams(self, x, tail):
@@ -212,7 +215,7 @@ class SelfModifyingTitans(Recurrent):
         state = {name: torch.zeros(batch_size, *x.shape, dtype=x.dtype, device=device) for name, x in starts.items()}
         anchor = {f'{name}_xi': x for name, x in state.items()}
         speed = {f'{name}_p': x for name, x in state.items()} if self.config.memory_momentum else {}
-        tail = torch.zeros(batch_size, self.conv.shape[1] - 1, self.qkv.out_features, device=device)
+        tail = torch.zeros(batch_size, len(self.conv) - 1, self.qkv.out_features, device=device)
         return state | anchor | speed | {'place': 0, 'conv': tail}
 
     def forward(self, x, state=None):
@@ -226,17 +229,18 @@ class SelfModifyingTitans(Recurrent):
     @torch.compiler.disable(recursive=False)
     def chunks(self, inputs, state):
         """Chunk after chunk. Under torch.compile only deep_chunk is compiled: once per shape, not once per chunk."""
-        T, t, y = inputs[0].shape[2], 0, []
-        C, m = self.config.memory_chunk, self.W1_0.shape[3]
+        C, m, T, y = self.config.memory_chunk, self.W1_0.shape[3], inputs[0].shape[2], []
         place, tail = state.pop('place'), state.pop('conv')
         start = self.starts()
-        while t < T:
-            n = min(C - place % C, T - t)                           # up to the chunk's end
-            part = [None if x is None else x[:, :, t:t + n] for x in inputs]
-            y_part, new = deep_chunk(self.config, start, self.rate, self.blend, *part, state)
+        n = min(C - place % C, T)                                   # up to the chunk's end, then whole chunks, the rest
+        sizes = [n] + (T - n) // C * [C] + [(T - n) % C] * ((T - n) % C > 0)
+        # split, because the backward of every slice x[:, :, t:t + n] would fill a gradient of x's size with zeros
+        for part in zip(*([None] * len(sizes) if x is None else x.split(sizes, dim=2) for x in inputs)):
+            with functorch_config.patch(activation_memory_budget=RECOMPUTE):
+                y_part, new = deep_chunk(self.config, start, self.rate, self.blend, *part, state)
             y.append(y_part)
             state = state | new
-            t, place = t + n, (place + n) % self.config.projection_chunk
+            place = (place + part[0].shape[2]) % self.config.projection_chunk
             if place == 0:                                          # every memory starts a chunk
                 state |= {f'{name}_xi': state[name] for name in start}
             elif place % C == 0:                                    # the one that is read does
@@ -266,19 +270,20 @@ def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
     state               the difference of every memory from its start, now and (_xi) at the chunk's start
     returns y (B, H, C, d) and the differences after the last token
     """
-    M, d = len(generated(o)), q.shape[-1]
-    m = start['U'].shape[-1] - d
+    made, d, m = generated(o), q.shape[-1], start['U'].shape[-1] - q.shape[-1]
     xi = {name: W + state[f'{name}_xi'] for name, W in start.items()}               # the memories at the chunk's start
 
     # generate: gates, key, value and query, by the memories that make them
     if 'g' in o.adaptive:
         shift = z @ xi['W2'][:, :, -2:].mT                                          # (.., C, d) x (.., d, 2)
         alpha, beta = alpha + shift[..., 0] if o.forget else None, beta + shift[..., 1]
-    made = {'k': z, 'v': v, 'q': q}
-    for i, name in enumerate(generated(o)):
-        u = made[name] @ xi['W2'][:, :, (1 + i) * m:(2 + i) * m].mT                 # (.., C, d) x (.., d, m)
-        made[name] = unit(made[name] + hidden(u) @ xi['W1'][:, :, i].mT)            # (.., C, m) x (.., m, d)
-    k, v, q = made['k'], made['v'], made['q']
+    streams = {'k': z, 'v': v, 'q': q}
+    if made:
+        x = torch.stack([streams[name] for name in made], dim=2)                    # (B, H, M, C, d)
+        W2 = xi['W2'][:, :, m:(1 + len(made)) * m].unflatten(2, (-1, m))            # (B, H, M m, d) -> (B, H, M, m, d)
+        x = unit(x + hidden(x @ W2.mT) @ xi['W1'].mT)               # (.., C, d) x (.., d, m), (.., C, m) x (.., m, d)
+        streams |= zip(made, x.unbind(2))
+    k, v, q = (streams[name] for name in 'kvq')
     alpha = torch.sigmoid(alpha) if o.forget else None
     mu = None if mu is None else torch.sigmoid(mu)
 
@@ -303,8 +308,8 @@ def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
         u, new = write(o, state, 'W2', q, k, e_W2, alpha, erase_W2, c_W2, mu, rows=m)
         x_q = torch.cat([q, hidden(u + q @ start['W2'][:, :m].mT)], dim=-1)         # (B, H, C, d + m)
         y, new_U = write(o, state, 'U', x_q, x, e_U, alpha, erase, c_U, mu)
-        y, new = y + x_q @ start['U'].mT, new | new_U                               # (.., C, d + m) x (.., d + m, d)
-    if M:
+        y, new = y + x_q[..., d:] @ start['U'][..., d:].mT, new | new_U             # (.., C, m) x (.., m, d)
+    if made:
         c_W1 = out_most * torch.sigmoid(beta[:, :, None] + rate[:, 2:, None])       # (B, H, M, C)
         c_W1 = c_W1 / h.square().sum(-1).clamp(min=1e-6)
         new |= write(o, state, 'W1', None, h, e_W1, alpha, erase, c_W1, mu)[1]
@@ -320,51 +325,42 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
     """
     What every layer is to write at the keys k (B, H, C, d): the inner gradient at the chunk's start, without its outer
     product with the layer's input, and relative to the learned start where what is there is erased.
-    returns the output layers' inputs x (B, H, C, d + m), h (B, H, M, C, m) or None; e_W2 (B, H, C, R), e_U (B, H, C,
-    d), e_W1 (B, H, M, C, d) or None
+    returns the output layers' inputs x (B, H, C, d + m), h (B, H, M, C, m); e_W2 (B, H, C, R), e_U (B, H, C, d),
+    e_W1 (B, H, M, C, d)
     """
-    d, C, M = k.shape[3], k.shape[2], len(generated(o))
+    C, d, M = *k.shape[2:], len(generated(o))
     m = start['U'].shape[-1] - d
-    regress = o.dgd or o.objective != 'dot'         # with DGD the dot product, too, regresses on the target
 
-    def target_and_error(v, blend, y):
-        """y: the answers of a memory, or of M, to the values and then to the keys (.., 2 C, d)."""
-        target = unit(v + blend * y[..., :C, :]) if o.self_values else v
-        return target, target - y[..., C:, :] if regress else target
-
-    # what the memories answer to the values and to the keys: the one that is read
+    # what the 1 + M memories answer to the values, and to the keys
     asked = torch.cat([v, k], dim=2)                                                # (B, H, 2 C, d)
     pre = asked @ xi['W2'].mT                                                       # (.., 2 C, d) x (.., d, R)
-    u = pre[..., :m]
-    x = torch.cat([asked, hidden(u)], dim=-1)
-    target, error = target_and_error(v, blend[:, :1, None] if o.self_values else 0, x @ xi['U'].mT)
-    x, e_U = x[:, :, C:], error if o.objective == 'l2' else target                  # (.., d + m), (.., d)
-    e_W2 = [mlp_memory_grad(xi['U'][..., d:], u[:, :, C:], error)]                  # (B, H, C, m)
+    u, gates = pre.tensor_split([(1 + M) * m], dim=-1)
+    u = u.unflatten(-1, (1 + M, m)).transpose(2, 3)                                 # (B, H, 1 + M, 2 C, m)
+    W1 = torch.cat([xi['U'][:, :, None, :, d:]] + ([xi['W1']] if M else []), dim=2)         # (B, H, 1 + M, d, m)
+    linear = asked @ xi['U'][..., :d].mT                                            # (.., 2 C, d) x (.., d, d)
+    h = hidden(u)
+    y = torch.stack([linear] + M * [asked], dim=2) + h @ W1.mT                      # (.., 2 C, m) x (.., m, d)
+    (_, u_k), (_, h), (y_v, y_k) = (x.chunk(2, dim=3) for x in (u, h, y))
 
-    # and those that generate
-    h = e_W1 = None
-    if M:
-        u = pre[..., m:(1 + M) * m].unflatten(-1, (M, m)).transpose(2, 3)           # (B, H, M, 2 C, m)
-        h = hidden(u)
-        y = asked[:, :, None] + h @ xi['W1'].mT                                     # (.., 2 C, m) x (.., m, d)
-        blends = blend[:, 1:, None, None] if o.self_values else 0
-        target, error = target_and_error(v[:, :, None].expand(-1, -1, M, -1, -1), blends, y)
-        h, e_W1 = h[:, :, :, C:], error if o.objective == 'l2' else target          # (B, H, M, C, m), (.., d)
-        e_W2.append(mlp_memory_grad(xi['W1'], u[:, :, :, C:], error).transpose(2, 3).flatten(3))    # (B, H, C, M m)
-    if 'g' in o.adaptive:                           # a gate's own value is its row at v, squashed
-        value = torch.tanh(pre[:, :, :C, -2:])
-        e_W2.append(value - pre[:, :, C:, -2:] if o.objective == 'l2' else value)
-    e_W2 = torch.cat(e_W2, dim=-1)                                                  # (B, H, C, R)
+    # the value that each of them makes, and what is missing to it; with DGD the dot product, too, regresses on it
+    target = unit(v[:, :, None] + blend[:, :, None, None] * y_v) if o.self_values else v[:, :, None].expand_as(y_v)
+    regress = int(o.dgd or o.objective != 'dot')
+    error = target - regress * y_k                                                  # (B, H, 1 + M, C, d)
+    e = error if o.objective == 'l2' else target
+    e_hidden = mlp_memory_grad(W1, u_k, error).transpose(2, 3).flatten(3)           # (B, H, C, (1 + M) m)
+    gates_v, gates_k = gates.chunk(2, dim=2)        # a gate's own value is its row at v, squashed
+    e_W2 = torch.cat([e_hidden, torch.tanh(gates_v) - regress * gates_k], dim=-1)   # (B, H, C, R)
 
-    # what is erased is all that a layer answers, its start's part included; a hidden layer moves from where it is
+    # what is erased is all that a layer answers, its start's part included; a first layer moves from where it is
     if erase_W2:
-        where = F.pad(pre[:, :, C:, :(1 + M) * m], (0, pre.shape[-1] - (1 + M) * m))
-        e_W2 = e_W2 + where - k @ start['W2'].mT                                    # (.., C, d) x (.., d, R)
+        e_W2 = e_W2 + pre.chunk(2, dim=2)[1] - k @ start['W2'].mT                   # (.., C, d) x (.., d, R)
     if erase:
-        e_U = e_U - erase * (x @ start['U'].mT)                                     # (.., C, d + m) x (.., d + m, d)
-    if erase and M:
-        e_W1 = e_W1 - erase * (k[:, :, None] + h @ start['W1'].mT)                  # (.., C, m) x (.., m, d)
-    return x, h, e_W2, e_U, e_W1
+        W1_0 = torch.cat([start['U'][:, None, :, d:]] + ([start['W1']] if M else []), dim=1)
+        skip = torch.stack([torch.zeros_like(k)] + M * [k], dim=2)
+        e = e - erase * (skip + h @ W1_0.mT)                                        # (.., C, m) x (.., m, d)
+    e_U, e_W1 = e.tensor_split([1], dim=2)
+    h_mem, h = h.tensor_split([1], dim=2)
+    return torch.cat([k, h_mem[:, :, 0]], dim=-1), h, e_W2, e_U[:, :, 0], e_W1
 
 
 def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):

@@ -2,7 +2,7 @@
 Hope: pre-norm residual blocks of a memory that mixes tokens and an MLP that transforms them. With mixer='attention' it
 is the Transformer (RoPE, RMSNorm, QK-norm, SwiGLU), the baseline that everything here is compared with.
 
-    model = Hope(Config(mixer='gated_deltanet'))
+    model = Hope(Config())
     logits, loss, state = model(idx, targets)             # idx, targets (B, T); logits (B, T, vocab_size)
     logits, loss, state = model(more, state=state)        # reads on: the state is all it remembers
 
@@ -34,13 +34,13 @@ class Config:
     n_head: int = 4                     # heads per block, each with a memory of its own
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
-    mixer: str = 'gated_deltanet'       # hope | titans | ttt_mlp | ttt | gated_deltanet | deltanet | gla | ... (README)
+    mixer: str = 'hope'                 # hope | titans | ttt_mlp | ttt | gated_deltanet | deltanet | gla | ... (README)
     chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     tie_head: bool = False              # use the embedding as the output head as well
     # hope: what the memories with a hidden layer do
     memory_hidden: int = 0              # hidden units of a memory (0 = half of a head's width)
-    memory_chunk: int = 32              # tokens that are generated from the same state of the memory
+    memory_chunk: int = 64              # tokens that are generated from the same state of the memory
     projection_chunk: int = 0           # the same for the memories that make keys, values and gates (0 = memory_chunk)
     adaptive: str = 'kvg'               # which of k, v, q and the gates (g) come from memories written while reading
     self_values: bool = True            # a memory makes the values it stores
@@ -135,7 +135,8 @@ class Hope(nn.Module):
         mixer.beta              weight 0, bias 0: write rate 1/2
         mixer.mu                weight 0, bias -2: momentum 0.12
         mixer.W2_0              normal, std 1: a key of norm 1 gives pre-activations of size 1
-        mixer.W1_0              normal, std 0.1: the hidden layer says little at first
+        mixer.W1_0              normal, std 0.1: the hidden layer says little at first; 0 where keys and values are made:
+                                they start as what they are made from
         mixer.gates_0           0: the gates move only with what is read
         mixer.rate              write rates relative to beta, before the sigmoid: -3 for first layers, 0 for the memory
                                 that is read, -5 for those that generate: a key that moves from the start is no key
@@ -154,7 +155,7 @@ class Hope(nn.Module):
                 p.normal_(std=(p.shape[1] * 2 * L) ** -0.5)
             elif name.endswith('conv'):
                 p.normal_(std=0.1)
-                p[:, -1] += 1
+                p[-1] += 1
             elif name.endswith('alpha.bias'):
                 p.copy_((torch.logspace(3, 8, len(p), base=2) - 1).log())
             elif name.endswith(('alpha.weight', 'beta.weight', 'beta.bias', 'mu.weight')):
@@ -167,6 +168,7 @@ class Hope(nn.Module):
                 p.zero_()
             elif name.endswith('W1_0'):
                 p.normal_(std=0.1)
+                p[:, 1:] = 0
             elif name.endswith('rate'):
                 p[:, 0], p[:, 1], p[:, 2:] = -3, 0, -5
             elif name.endswith('blend'):

@@ -63,6 +63,7 @@ if sum(('score' in given, args.interactive, 'prompt' in given)) > 1:
 # -----------------------------------------------------------------------------
 # the model
 
+torch.set_flush_denormal(True)                          # as in training
 device = pick_device(args.device)
 ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
 checkpoint = load_checkpoint(ckpt_path)

@@ -35,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 import data
 from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, print_block, read_args,
                  read_file, remove_file)
+from memory import DEEP
 from model import Config, Hope, load_checkpoint, load_model, param_groups, pick_device, save_checkpoint
 
 one_line_errors()
@@ -76,7 +77,7 @@ class Run:
     # machine
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
-    compile: str = 'auto'               # true | false; auto compiles on a GPU
+    compile: str = 'auto'               # true | false; auto: on a GPU, and hope in runs of 200 steps or more
     seed: int = 1337                    # of the weights, the batches and the samples
 
     def __post_init__(self):
@@ -146,12 +147,15 @@ if run.batch_size % (world * run.grad_accum):
     raise UsageError(f'--batch_size={run.batch_size} must be a multiple of devices x grad_accum = '
                      f'{world} x {run.grad_accum}')
 
+torch.set_flush_denormal(True)                          # what a memory forgets fades through them, slowly
 if on_gpu:
     torch.set_float32_matmul_precision('high')          # tf32 for what stays in float32
 use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
-use_compile = run.compile == 'true' or run.compile == 'auto' and on_gpu
-if use_compile and not on_gpu and not any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl'))):
+has_compiler = on_gpu or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
+worth_it = on_gpu or config.mixer in DEEP and run.max_steps >= 200           # on a CPU it pays for the deep memories
+use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it
+if use_compile and not has_compiler:
     raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
 batch_rng = torch.Generator().manual_seed(run.seed)

@@ -143,9 +143,9 @@ def test_wrong_shapes_are_named():
 
 
 def test_convolution():
-    x, weight = torch.randn(2, 11, 6, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    x, weight = torch.randn(2, 11, 6, dtype=torch.float64), torch.randn(4, 6, dtype=torch.float64)
     y, tail = causal_conv(x, weight)
-    assert_near('y', y, F.conv1d(F.pad(x.mT, (3, 0)), weight[:, None], groups=6).mT, 1e-12)
+    assert_near('y', y, F.conv1d(F.pad(x.mT, (3, 0)), weight.mT[:, None], groups=6).mT, 1e-12)
     first, state = causal_conv(x[:, :2], weight)            # fewer tokens than the tail is long
     second, state = causal_conv(x[:, 2:], weight, state)
     assert_near('split', torch.cat([first, second], 1), y, 1e-12)
