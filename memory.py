@@ -211,26 +211,28 @@ class SelfModifyingTitans(Recurrent):
         return {'W2': W2_0, 'U': U_0} | ({'W1': self.W1_0[:, 1:]} if self.W1_0.shape[1] > 1 else {})
 
     def init_state(self, batch_size, device=None):
-        starts = self.starts()
-        state = {name: torch.zeros(batch_size, *x.shape, dtype=x.dtype, device=device) for name, x in starts.items()}
+        # like every later state these require a gradient in training: the first chunk then runs the same compiled graph
+        options = {'device': device, 'dtype': self.W2_0.dtype, 'requires_grad': torch.is_grad_enabled()}
+        state = {name: torch.zeros(batch_size, *x.shape, **options) for name, x in self.starts().items()}
         anchor = {f'{name}_xi': x for name, x in state.items()}
         speed = {f'{name}_p': x for name, x in state.items()} if self.config.memory_momentum else {}
         tail = torch.zeros(batch_size, len(self.conv) - 1, self.qkv.out_features, device=device)
         return state | anchor | speed | {'place': 0, 'conv': tail}
 
     def forward(self, x, state=None):
-        state = dict(state or self.init_state(len(x), x.device))
-        q, k, v, state['conv'] = self.streams(x, state['conv'])
+        q, k, v, tail = self.streams(x, state and state['conv'])
         gates = [None if gate is None else at_least_float32(gate(x)).mT for gate in (self.alpha, self.beta, self.mu)]
         with torch.autocast(x.device.type, enabled=False):
             y, state = self.chunks([q, k, unit(v), *gates], state)                  # gates (B, T, H) -> (B, H, T)
-        return self.emit(y, x), state
+        return self.emit(y, x), state | {'conv': tail}
 
     @torch.compiler.disable(recursive=False)
     def chunks(self, inputs, state):
         """Chunk after chunk. Under torch.compile only deep_chunk is compiled: once per shape, not once per chunk."""
-        C, m, T, y = self.config.memory_chunk, self.W1_0.shape[3], inputs[0].shape[2], []
-        place, tail = state.pop('place'), state.pop('conv')
+        B, _, T, _ = inputs[0].shape
+        state = dict(state or self.init_state(B, inputs[0].device))
+        C, m, y = self.config.memory_chunk, self.W1_0.shape[3], []
+        place, _ = state.pop('place'), state.pop('conv')
         start = self.starts()
         n = min(C - place % C, T)                                   # up to the chunk's end, then whole chunks, the rest
         sizes = [n] + (T - n) // C * [C] + [(T - n) % C] * ((T - n) % C > 0)
@@ -246,7 +248,7 @@ class SelfModifyingTitans(Recurrent):
             elif place % C == 0:                                    # the one that is read does
                 W2_xi = torch.cat([state['W2'][:, :, :m], state['W2_xi'][:, :, m:]], dim=2)
                 state |= {'W2_xi': W2_xi, 'U_xi': state['U']}
-        return torch.cat(y, dim=2), state | {'place': place, 'conv': tail}
+        return torch.cat(y, dim=2), state | {'place': place}
 
     def flops(self, T):
         """Forward FLOPs per token beyond the weights; those of the momentum are not counted."""

@@ -56,7 +56,7 @@ class Run:
     overwrite: bool = False             # start anew although out_dir holds a run
     preset: str = 'auto'                # cpu | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
-    max_steps: int = 2000               # optimizer steps
+    max_steps: int = 1000               # optimizer steps
     batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     # optimizer
@@ -97,7 +97,7 @@ class Run:
 
 
 PRESETS = {
-    # cpu: the defaults above and in model.py; 0.95 M parameters, 7 minutes on two cores, 1.73 bits per byte
+    # cpu: the defaults above and in model.py; 1.0 M parameters, minutes on two cores (README)
     'cpu': {},
     # small: 28 M parameters, bytes, for one GPU; not measured yet
     'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, batch_size=64, max_steps=5000,
