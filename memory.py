@@ -251,13 +251,15 @@ class SelfModifyingTitans(Recurrent):
         return torch.cat(y, dim=2), state | {'place': place}
 
     def flops(self, T):
-        """Forward FLOPs per token beyond the weights; those of the momentum are not counted."""
-        (H, M, d, m), C = self.W1_0.shape, min(T, self.config.memory_chunk)
+        """Forward FLOPs per token beyond the weights, C / 2 keys seen within a chunk; momentum is not counted."""
+        (H, M, d, m), C = self.W1_0.shape, min(T, self.config.memory_chunk) / 2
         M, R = M - 1, self.starts()['W2'].shape[1]
-        generate = 2 * (M * d * m + 2 * d * R) + 3 * d * (d + m) + 3 * M * d * m + (1 + M) * d * m
-        hidden = 3 * d * R + 2 * C * d + C * R
-        out = 3 * d * (d + m) + C * (d + m) + C * d + M * (2 * d * m + C * m + C * d)
-        return 2 * H * (generate + hidden + out)
+        generate = 2 * M * d * m
+        compare = 3 * d * R + 2 * d * d + 4 * (1 + M) * d * m       # at the value, at the key, and from the start
+        write_W2 = 2 * d * R + 2 * d * m + C * (2 * d + R + m)      # products with the state, and within the chunk
+        write_U = 3 * d * (d + m) + d * m + C * (4 * d + 2 * m)
+        write_W1 = M * (2 * d * m + C * (d + m))
+        return 2 * H * (generate + compare + write_W2 + write_U + write_W1)
 
 
 def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):

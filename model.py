@@ -135,7 +135,7 @@ class Hope(nn.Module):
         mixer.beta              weight 0, bias 0: write rate 1/2
         mixer.mu                weight 0, bias -2: momentum 0.12
         mixer.W2_0              normal, std 1: a key of norm 1 gives pre-activations of size 1
-        mixer.W1_0              normal, std 0.1: the hidden layer says little at first; 0 where keys and values are made:
+        mixer.W1_0              normal, std 0.1: the hidden layer says little at first; 0 where keys, values are made:
                                 they start as what they are made from
         mixer.gates_0           0: the gates move only with what is read
         mixer.rate              write rates relative to beta, before the sigmoid: -3 for first layers, 0 for the memory
