@@ -256,9 +256,9 @@ def test_a_token_of_zeros_does_no_harm():
     assert torch.isfinite(y).all() and all(torch.isfinite(x).all() for x in state.values() if torch.is_tensor(x))
 
 
-@pytest.mark.skipif(not os.environ.get('NL_SLOW'), reason='compiles for a minute; NL_SLOW=1 and a C++ compiler run it')
+@pytest.mark.skipif(not os.environ.get('NL_SLOW'), reason='compiles for minutes; NL_SLOW=1 and a C++ compiler run it')
 def test_compiled_equals_eager():
-    """Only the common body of the chunks is compiled: for the first chunk, and for those that start from a memory."""
+    """Only the common body of the chunks is compiled, once: the first chunk and those after it share the graph."""
     layer, x = deep_layer()
     x.requires_grad_()
     results = []
