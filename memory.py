@@ -325,6 +325,11 @@ def generated(o):
     return [name for name in 'kvq' if name in o.adaptive]
 
 
+def reads_hidden(weights, d):
+    """The columns of all output layers that read the hidden layers: U (.., d, d + m), W1 (.., M, d, m) or missing."""
+    return torch.cat([weights['U'][..., d:].unsqueeze(-3)] + ([weights['W1']] if 'W1' in weights else []), dim=-3)
+
+
 def to_write(o, start, xi, blend, k, v, erase_W2, erase):
     """
     What every layer is to write at the keys k (B, H, C, d): the inner gradient at the chunk's start, without its outer
@@ -340,7 +345,7 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
     pre = asked @ xi['W2'].mT                                                       # (.., 2 C, d) x (.., d, R)
     u, gates = pre.tensor_split([(1 + M) * m], dim=-1)
     u = u.unflatten(-1, (1 + M, m)).transpose(2, 3)                                 # (B, H, 1 + M, 2 C, m)
-    W1 = torch.cat([xi['U'][:, :, None, :, d:]] + ([xi['W1']] if M else []), dim=2)         # (B, H, 1 + M, d, m)
+    W1 = reads_hidden(xi, d)                                                        # (B, H, 1 + M, d, m)
     linear = asked @ xi['U'][..., :d].mT                                            # (.., 2 C, d) x (.., d, d)
     h = hidden(u)
     y = torch.stack([linear] + M * [asked], dim=2) + h @ W1.mT                      # (.., 2 C, m) x (.., m, d)
@@ -359,9 +364,8 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
     if erase_W2:
         e_W2 = e_W2 + pre.chunk(2, dim=2)[1] - k @ start['W2'].mT                   # (.., C, d) x (.., d, R)
     if erase:
-        W1_0 = torch.cat([start['U'][:, None, :, d:]] + ([start['W1']] if M else []), dim=1)
         skip = torch.stack([torch.zeros_like(k)] + M * [k], dim=2)
-        e = e - erase * (skip + h @ W1_0.mT)                                        # (.., C, m) x (.., m, d)
+        e = e - erase * (skip + h @ reads_hidden(start, d).mT)                      # (.., C, m) x (.., m, d)
     e_U, e_W1 = e.tensor_split([1], dim=2)
     h_mem, h = h.tensor_split([1], dim=2)
     return torch.cat([k, h_mem[:, :, 0]], dim=-1), h, e_W2, e_U[:, :, 0], e_W1
