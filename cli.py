@@ -173,6 +173,29 @@ def atomic_write(path):
             os.remove(temporary)
 
 
+@contextlib.contextmanager
+def locked(path):
+    """
+    Keep other processes that ask for the same path out until the block ends, by a lock on `path`.lock; UserError if
+    one of them has it. The system lets go of it however a process ends. Without fcntl (Windows) nobody is kept out.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    try:
+        file = open(f'{path}.lock', 'ab')
+    except OSError as error:
+        raise UserError(f'could not write {path}.lock: {error.strerror}') from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f'{path} is in use by another process; wait until it ends, or name another file') from None
+        yield
+
+
 # -----------------------------------------------------------------------------
 # the terminal
 

@@ -1,6 +1,7 @@
 """
-Hope: pre-norm residual blocks of a memory that mixes tokens and an MLP that transforms them. With mixer='attention' it
-is the Transformer (RoPE, RMSNorm, QK-norm, SwiGLU), the baseline that everything here is compared with.
+Hope: pre-norm residual blocks of a memory that mixes tokens and of MLPs that transform them, each on a clock of its own
+(cms.py). With mixer='attention' and one level it is the Transformer (RoPE, RMSNorm, QK-norm, SwiGLU), the baseline that
+everything here is compared with.
 
     model = Hope(Config())
     logits, loss, state = model(idx, targets)             # idx, targets (B, T); logits (B, T, vocab_size)
@@ -8,7 +9,7 @@ is the Transformer (RoPE, RMSNorm, QK-norm, SwiGLU), the baseline that everythin
 
     python model.py        parameters, FLOPs and state of each mixer; the cost of a token after 100 and after 4,000
 
-Does NOT include: dropout (small models on one pass over their data do not need it), several levels of MLPs.
+Does NOT include: dropout (small models on one pass over their data do not need it).
 
 Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A state is a list of L flat dicts of tensors.
 """
@@ -21,6 +22,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from cli import UserError, atomic_write, check
+from cms import CMS, TOPOLOGIES, clock, learn
 from kernels import at_least_float32
 from memory import DEEP, MIXERS
 
@@ -50,6 +52,15 @@ class Config:
     forget: bool = True                 # let go of what was written, back towards the learned start
     memory_read: str = 'after'          # after | before a token's own write | start: as the chunk began
     negative_eigenvalues: bool = False  # steps of up to twice the proximal one: a token can flip what is stored
+    # the continuum of MLPs, fastest level first
+    cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8
+    cms_chunks: str = ''                # tokens between two moves while reading, as in 64,256,1024,0 (0 = never)
+    cms_topology: str = 'sequential'    # sequential | independent | nested | stacked (a level is a share of the depth)
+    cms_inner: str = 'gd'               # what moves them while reading: gd | dgd (erases as it writes)
+    cms_step: float = 0.1               # their inner step size; it is learned if the model trains while it reads
+    cms_clip: float = 1.0               # largest norm of a level's mean gradient while reading
+    cms_meta: str = 'first'             # training while reading: gradients of first | second order
+    cms_truncate: int = 0               # ... are cut every so many chunks (0 = never)
 
     def __post_init__(self):
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'memory_chunk',
@@ -64,7 +75,9 @@ class Config:
         check(self.projection_chunk >= 1 and self.projection_chunk % self.memory_chunk == 0,
               f'--projection_chunk={self.projection_chunk} must be a multiple of --memory_chunk={self.memory_chunk}')
         check(set(self.adaptive) <= set('kvqg'), f"--adaptive takes letters of kvqg, not '{self.adaptive}'")
-        for name, choices in (('objective', ('dot', 'l2', 'l2_now')), ('memory_read', ('after', 'before', 'start'))):
+        for name, choices in (('objective', ('dot', 'l2', 'l2_now')), ('memory_read', ('after', 'before', 'start')),
+                              ('cms_topology', TOPOLOGIES), ('cms_inner', ('gd', 'dgd')),
+                              ('cms_meta', ('first', 'second'))):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
         check(self.memory_read != 'start' or self.mixer not in DEEP or self.block_size > self.memory_chunk,
@@ -74,37 +87,46 @@ class Config:
                   f'--{name}={getattr(self, name)} is for --mixer=hope; {self.mixer} has {name}={value}')
             setattr(self, name, value)
         self.n_hidden = self.n_hidden or math.ceil(self.n_embd * 8 / 3 / 32) * 32
+        check(len(self.periods) in (1, self.n_level) and len(self.chunks) in (0, self.n_level),
+              f'--cms_periods={self.cms_periods} and --cms_chunks={self.cms_chunks} name different numbers of levels')
+        check(not self.chunks or self.chunks[0], f'--cms_chunks={self.cms_chunks}: the fastest level must move')
+        check(self.n_hidden >= self.n_level, f'--n_hidden={self.n_hidden} is too small for {self.n_level} levels')
+        check(self.cms_topology != 'stacked' or self.n_level <= self.n_layer,
+              f'--cms_topology=stacked spreads n_layer={self.n_layer} over the levels, and there are {self.n_level}')
+        check(self.cms_topology != 'nested' or set(self.periods) == {1},
+              '--cms_topology=nested starts levels again while reading; it is for --cms_chunks, not --cms_periods')
+        check(self.cms_step >= 0 and self.cms_clip > 0 and self.cms_truncate >= 0,
+              '--cms_step and --cms_truncate must be at least 0, and --cms_clip above it')
+
+    @property
+    def n_level(self):
+        return max(len(clock('cms_periods', self.cms_periods, 1)), len(self.chunks))
+
+    @property
+    def periods(self):
+        periods = clock('cms_periods', self.cms_periods, 1)
+        return periods * self.n_level if len(periods) == 1 else periods
+
+    @property
+    def chunks(self):
+        return clock('cms_chunks', self.cms_chunks, 0) if self.cms_chunks else ()
 
 
 # -----------------------------------------------------------------------------
 # parts
 
 
-class MLP(nn.Module):
-    """SwiGLU: two thirds of the usual 4 D hidden width, because it has three matrices where the plain MLP has two."""
-    def __init__(self, config):
-        super().__init__()
-        self.up = nn.Linear(config.n_embd, 2 * config.n_hidden, bias=False)
-        self.out = nn.Linear(config.n_hidden, config.n_embd, bias=False)
-
-    def forward(self, x):
-        gate, value = self.up(x).chunk(2, dim=-1)               # (B, T, D) -> two of (B, T, n_hidden)
-        return self.out(F.silu(gate) * value)
-
-
 class Block(nn.Module):
-    """x + memory(norm(x)), then x + mlp(norm(x))."""
+    """x + memory(norm(x)), then the MLPs, each of which adds to x what it makes of norm(x)."""
     def __init__(self, config):
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.n_embd, eps=1e-6)
         self.mixer = MIXERS[config.mixer](config)
-        self.mlp_norm = nn.RMSNorm(config.n_embd, eps=1e-6)
-        self.mlp = MLP(config)
+        self.cms = CMS(config)
 
-    def forward(self, x, state=None):
+    def forward(self, x, state=None, fast=None):
         y, state = self.mixer(self.mixer_norm(x), state)
-        x = x + y
-        return x + self.mlp(self.mlp_norm(x)), state
+        return self.cms(x + y, fast), state
 
 
 # -----------------------------------------------------------------------------
@@ -121,6 +143,7 @@ class Hope(nn.Module):
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_head:
             self.head.weight = self.embed.weight
+        self.log_step = nn.Parameter(torch.empty(config.n_level)) if config.chunks else None    # cms.py: log of eta
         self.init_weights()
 
     @torch.no_grad()
@@ -128,8 +151,10 @@ class Hope(nn.Module):
         """
         embed                   normal, std 1, so that the first norm changes little (tied to the head: 1 / sqrt(D))
         head                    normal, std 1 / D: logits start near 0 and the loss near log V
-        mixer.qkv, .gate, mlp.up        normal, std 1 / sqrt(D)
-        mixer.out, mlp.out      normal, std 1 / sqrt(fan_in 2 L): the 2 L residual branches together add variance 1
+        mixer.qkv, .gate, cms up        normal, std 1 / sqrt(D)
+        mixer.out, cms out      normal, std 1 / sqrt(fan_in branches): the residual branches together add variance 1
+        cms.mix                 1 / levels: a mean
+        log_step                log cms_step
         mixer.conv              the last tap 1 (the token itself), normal, std 0.1 on all: starts near the identity
         mixer.alpha             weight 0; bias log(n - 1) with n from 8 to 256 over the heads: they retain for n tokens
         mixer.beta              weight 0, bias 0: write rate 1/2
@@ -143,16 +168,20 @@ class Hope(nn.Module):
         mixer.blend             0.1: a value starts as v, not as what a still empty memory answers to it
         norms                   1
         """
-        D, L = self.config.n_embd, self.config.n_layer
+        D, branches = self.config.n_embd, sum(1 + len(block.cms.levels) for block in self.blocks)
         for name, p in self.named_parameters():
             if name == 'head.weight':
                 p.normal_(std=1 / D)
             elif name == 'embed.weight':
                 p.normal_(std=D ** -0.5 if self.config.tie_head else 1.0)
-            elif name.endswith(('mixer.qkv.weight', 'mixer.gate.weight', 'mlp.up.weight')):
+            elif name.endswith(('mixer.qkv.weight', 'mixer.gate.weight', 'up.weight')):
                 p.normal_(std=D ** -0.5)
             elif name.endswith('out.weight'):
-                p.normal_(std=(p.shape[1] * 2 * L) ** -0.5)
+                p.normal_(std=(p.shape[1] * branches) ** -0.5)
+            elif name.endswith('mix'):
+                p.fill_(1 / len(p))
+            elif name == 'log_step':
+                p.fill_(math.log(self.config.cms_step) if self.config.cms_step else -math.inf)
             elif name.endswith('conv'):
                 p.normal_(std=0.1)
                 p[-1] += 1
@@ -183,17 +212,18 @@ class Hope(nn.Module):
         device = device or self.embed.weight.device
         return [block.mixer.init_state(batch_size, device) for block in self.blocks]
 
-    def forward(self, idx, targets=None, state=None):
+    def forward(self, idx, targets=None, state=None, fast=None):
         """
         idx (B, T) token ids; targets (B, T) the ids that should follow, -1 where there is nothing to predict
-        state: as returned, or None to start empty
+        state: as returned, or None to start empty; fast: weights of the streams' own, from cms.learn
         returns logits (B, T, V), the mean loss in nats per token (None without targets), and the new state
         """
         assert idx.dim() == 2 and idx.shape[1] >= 1, f'idx must be (B, T) with T >= 1, got {tuple(idx.shape)}'
         x = self.embed(idx)                                     # (B, T) -> (B, T, D)
         new_state = []
-        for block, block_state in zip(self.blocks, state or [None] * len(self.blocks)):
-            x, block_state = block(x, block_state)
+        nothing = [None] * len(self.blocks)
+        for block, block_state, block_fast in zip(self.blocks, state or nothing, fast or nothing):
+            x, block_state = block(x, block_state, block_fast)
             new_state.append(block_state)
         logits = at_least_float32(self.head(self.norm(x)))      # (B, T, D) -> (B, T, V)
         loss = None
@@ -202,8 +232,11 @@ class Hope(nn.Module):
         return logits, loss, new_state
 
     @torch.no_grad()
-    def read(self, idx, state=None):
-        """Read a prompt of any length, block_size tokens at a time -> logits of its last token (B, V), state."""
+    def read(self, idx, state=None, learning=False):
+        """
+        Read a prompt of any length, block_size tokens at a time -> logits of its last token (B, V), state. Learning
+        from it (cms.py), the state is that of cms.learn.
+        """
         V = self.config.vocab_size
         if idx.numel() == 0:
             raise UserError('the prompt is empty; give at least one token')
@@ -211,12 +244,15 @@ class Hope(nn.Module):
             wrong = int(idx.max() if idx.max() >= V else idx.min())
             raise UserError(f'token id {wrong} is outside the vocabulary of {V}')
         for part in idx.split(self.config.block_size, dim=1):
-            logits, _, state = self(part, state=state)
+            if learning:
+                logits, state = learn(self, part, state)
+            else:
+                logits, _, state = self(part, state=state)
         return logits[:, -1], state
 
     @torch.no_grad()
     def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None,
-               state=None):
+               state=None, learning=False):
         """
         Yield (next tokens (B,), the state before them) one by one. With a recurrent mixer a token costs the same
         however long the text is.
@@ -226,7 +262,7 @@ class Hope(nn.Module):
         """
         stopped = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
         for _ in range(max_new_tokens):
-            logits, state = self.read(idx, state)                                   # the prompt, then a token at a time
+            logits, state = self.read(idx, state, learning)                         # the prompt, then a token at a time
             token = sample(logits, temperature, top_k, top_p, generator)            # (B, V) -> (B,)
             if stop_token is not None:
                 token = token.masked_fill(stopped, stop_token)
@@ -270,7 +306,8 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """logits (B, V) -> one token id per row (B,)."""
     if temperature == 0:
         return logits.argmax(dim=-1)
-    logits = (logits - logits.amax(dim=-1, keepdim=True)) / temperature        # a tiny temperature must not overflow
+    # a tiny temperature must neither overflow nor be taken for 0, as denormals are
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(temperature, 1e-30)
     if top_k:
         kth = logits.topk(min(top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
@@ -294,15 +331,18 @@ def pick_device(name):
 
 
 def state_bytes(state):
-    """Bytes that a state holds."""
-    return sum(x.numel() * x.element_size() for layer in state for x in layer.values() if torch.is_tensor(x))
+    """Bytes that a state holds, or a memory of cms.learn."""
+    if torch.is_tensor(state):
+        return state.numel() * state.element_size()
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
+    return sum(map(state_bytes, parts))
 
 
 # -----------------------------------------------------------------------------
 # checkpoints: plain types only, so that loading one never runs code from it
 
 FORMAT = 'nested-learning-1'
-KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256')
+KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered')
 
 
 def save_checkpoint(path, checkpoint):
@@ -314,22 +354,22 @@ def save_checkpoint(path, checkpoint):
             raise OSError(f'{error}'.splitlines()[0]) from None
 
 
-def load_checkpoint(path):
-    """Read a checkpoint back; UserError in one line if it is missing, truncated, or not one of ours."""
+def load_checkpoint(path, kind='checkpoint', form=FORMAT, keys=KEYS, device='cpu'):
+    """Read back what save_checkpoint wrote; UserError in one line if it is missing, damaged, or of another format."""
     try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
-        raise UserError(f'there is no checkpoint {path}; train one first (python train.py), or name its folder '
+        raise UserError(f'there is no {kind} {path}; train one first (python train.py), or name its folder '
                         'with --out_dir') from None
     except PermissionError:
         raise UserError(f'{path} may not be read by this user') from None
     except Exception:                       # damaged bytes make torch raise nearly anything; it runs none of them
-        raise UserError(f'{path} is damaged or not a checkpoint; nothing was changed') from None
-    if not isinstance(checkpoint, dict) or checkpoint.get('format') != FORMAT:
-        raise UserError(f'{path} is not a checkpoint of this project (format {FORMAT})')
-    missing = [key for key in KEYS if key not in checkpoint]
+        raise UserError(f'{path} is damaged or not a {kind}; nothing was changed') from None
+    if not isinstance(checkpoint, dict) or checkpoint.get('format') != form:
+        raise UserError(f'{path} is not a {kind} of this project (format {form})')
+    missing = [key for key in keys if key not in checkpoint]
     if missing:
-        raise UserError(f"{path} is a checkpoint without {', '.join(missing)}")
+        raise UserError(f"{path} is a {kind} without {', '.join(missing)}")
     return checkpoint
 
 
@@ -337,7 +377,8 @@ def load_model(checkpoint, device='cpu'):
     """The model in a checkpoint, on device. UserError if its configuration and its weights do not fit together."""
     try:
         model = Hope(Config(**checkpoint['config']))
-        model.load_state_dict(checkpoint['model'])
+        own = {} if model.log_step is None else {'log_step': model.log_step}    # clocks may be given to any model
+        model.load_state_dict(own | checkpoint['model'])
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f'the checkpoint does not fit this code: {str(error).splitlines()[0]}') from None
     return model.to(device)

@@ -5,6 +5,9 @@ Talk to a trained model, or measure it on a text.
     python sample.py "def fibonacci(n):"                go on from a prompt; '-' reads the prompt from stdin
     python sample.py --interactive                      a prompt a line; the model remembers the lines before
     python sample.py --score=FILE                       bits per byte over a file, read as one stream of any length
+    python sample.py --score=FILE --learn               ... while its MLPs learn from what they read (cms.py)
+    python sample.py "hello" --learn --memory=me.pt     ... and remember it: what was learned is kept in a file
+    python sample.py --learn --memory=me.pt --memory_info       what is in that file
 
 Text goes to stdout as it comes; speed and the size of the model's state go to stderr. A recurrent memory's state has
 the same size after ten tokens and after a million; attention keeps the last block_size tokens.
@@ -12,6 +15,8 @@ the same size after ten tokens and after a million; attention keeps the last blo
 Does NOT include: chat templates, batched serving.
 """
 import codecs
+import contextlib
+import hashlib
 import math
 import os
 import sys
@@ -20,8 +25,9 @@ from dataclasses import dataclass
 
 import torch
 
-from cli import UsageError, UserError, build, check, one_line_errors, print_block, read_args
-from model import load_checkpoint, load_model, pick_device, state_bytes
+from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
+from cms import Learner, weights_of
+from model import load_checkpoint, load_model, pick_device, save_checkpoint, state_bytes
 from tokenizer import encode, get_tokenizer
 
 one_line_errors()
@@ -44,6 +50,13 @@ class Sample:
     seed: int = 1337                    # of the samples
     interactive: bool = False           # read prompts from the terminal, a line each
     score: str = ''                     # a file to measure instead of writing
+    # learning while reading
+    learn: bool = False                 # move the MLPs' weights by what is read, on the token clock
+    memory: str = ''                    # a file that keeps what was read and learned from one call to the next
+    memory_info: bool = False           # print what is in that file, and end
+    cms_chunks: str = ''                # tokens between two moves of each level ('' = as trained, or 128,512,...)
+    cms_inner: str = ''                 # gd | dgd ('' = as trained)
+    cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
     def __post_init__(self):
@@ -59,6 +72,12 @@ given = read_args([Sample], sys.argv[1:], positional='prompt')
 args, = build([Sample], given)
 if sum(('score' in given, args.interactive, 'prompt' in given)) > 1:
     raise UsageError('give one of a prompt, --interactive and --score')
+if not args.learn and {'memory', 'memory_info', 'cms_chunks', 'cms_inner', 'cms_step'} & set(given):
+    raise UsageError('--memory and the --cms options are for --learn')
+if args.memory_info and not args.memory:
+    raise UsageError('--memory_info needs --memory=FILE')
+if args.memory and args.num_samples > 1:
+    raise UsageError('a memory follows one text: --num_samples must be 1 with --memory')
 
 # -----------------------------------------------------------------------------
 # the model
@@ -67,7 +86,15 @@ torch.set_flush_denormal(True)                          # as in training
 device = pick_device(args.device)
 ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
 checkpoint = load_checkpoint(ckpt_path)
+if args.learn:                                          # any model can: with the clock it was trained with, or a guess
+    config = checkpoint['config']
+    levels = max(len(config['cms_periods'].split(',')), len(config['cms_chunks'].split(',')))
+    config['cms_chunks'] = (args.cms_chunks or config['cms_chunks']
+                            or ','.join(str(128 * 4 ** level) for level in range(levels)))
+    config['cms_inner'] = args.cms_inner or config['cms_inner']
 model = load_model(checkpoint, device).eval()
+if args.cms_step >= 0:
+    model.log_step.data.fill_(math.log(args.cms_step) if args.cms_step else -math.inf)
 enc = get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
 block_size = model.config.block_size
 
@@ -91,7 +118,7 @@ def write(tokens, state, generator):
     stop_token = enc.eot_token if args.stop else None
     start, n, token = time.perf_counter(), 0, None
     for token, state in model.stream(as_idx(tokens), args.max_new_tokens, args.temperature, args.top_k, args.top_p,
-                                     stop_token, generator, state):
+                                     stop_token, generator, state, args.learn):
         n, token = n + 1, token.item()
         if token != enc.eot_token:
             print(decoder.decode(enc.decode_single_token_bytes(token)), end='', flush=True)
@@ -116,18 +143,21 @@ def prompt_tokens(text):
 
 
 @torch.no_grad()
-def score(path):
-    """Bits per byte over a file: every token is predicted from all before it, the first from an end of text."""
+def score(path, last, state):
+    """
+    Bits per byte over a file: every token is predicted from all before it, the first from `last`. Returns the token
+    that is yet to be read and the state before it.
+    """
     try:
         file = open(path, 'rb')
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None
-    nats, tokens_read, bytes_read, state, last, start = 0.0, 0, 0, None, enc.eot_token, time.perf_counter()
+    nats, tokens_read, bytes_read, start = 0.0, 0, 0, time.perf_counter()
     while piece := file.read(1 << 20):                  # memory stays constant; a bpe word at a seam costs a bit more
         tokens = encode(enc, piece).tolist()
         for i in range(0, len(tokens), block_size):
             part = tokens[i:i + block_size]
-            _, loss, state = model(as_idx([last] + part[:-1]), as_idx(part), state)
+            _, loss, state = reader(as_idx([last] + part[:-1]), as_idx(part), state)
             nats, tokens_read, last = nats + loss.item() * len(part), tokens_read + len(part), part[-1]
             if sys.stderr.isatty():
                 print(f'\r{tokens_read:,} tokens, {nats / tokens_read:.4f} nats per token ', end='', file=sys.stderr)
@@ -140,33 +170,97 @@ def score(path):
     print_block(file=path, bytes=bytes_read, tokens=tokens_read, nats_per_token=f'{nats / tokens_read:.4f}',
                 bits_per_byte=f'{nats / math.log(2) / bytes_read:.4f}', tokens_per_second=f'{speed:.0f}',
                 state_bytes=state_bytes(state))
+    return [last], state
+
+
+# -----------------------------------------------------------------------------
+# remembering from one call to the next
+
+FORMAT = 'nested-learning-memory-1'
+KEYS = ('state', 'anchor', 'pending', 'delta', 'gathered', 'learned')       # of cms.learn's memory
+
+
+def owner():
+    """Which model a memory belongs to, and the clock that it was kept with, {what: value}."""
+    weights = hashlib.sha256()
+    for p in model.state_dict().values():
+        weights.update(p.cpu().contiguous().numpy().tobytes())
+    return {'mixer': model.config.mixer, 'step': checkpoint['step'], 'weights': weights.hexdigest()[:16],
+            'cms_chunks': model.config.cms_chunks, 'cms_topology': model.config.cms_topology}
+
+
+def load_memory(path):
+    """-> the tokens that are yet to be read, and the memory before them; nothing if there is no such file."""
+    if not os.path.exists(path):
+        return [], None
+    saved = load_checkpoint(path, 'memory', FORMAT, ('owner', 'next', *KEYS), device)
+    for what, value in owner().items():
+        if saved['owner'].get(what) != value:
+            raise UserError(f"{path} is the memory of another model: its {what} is {saved['owner'].get(what)}, that of "
+                            f'{ckpt_path} is {value}')
+    return saved['next'], {key: saved[key] for key in KEYS}
+
+
+def save_memory(path, tokens, memory):
+    """Write it, whole or not at all; copies, because a view would be written with all that it is a view of."""
+    def copy(x):
+        if isinstance(x, (list, dict)):
+            return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
+        return x.detach().clone() if torch.is_tensor(x) else x
+    kept = copy({key: memory[key] for key in KEYS})
+    save_checkpoint(path, {'format': FORMAT, 'owner': owner(), 'next': tokens, **kept})
+
+
+def print_memory(path, memory):
+    """What is in a memory: how much was read, and how far each level has moved, also as a share of where it started."""
+    print_block(memory=path, tokens_read=memory['learned'] + memory['pending'].shape[1],
+                tokens_learned=memory['learned'], bytes=os.path.getsize(path))
+    for level, chunk in enumerate(model.config.chunks):
+        squares, start = 0.0, 0.0
+        for its, b, name, p in weights_of(model):
+            if its == level and name in memory['delta'][b]:
+                squares, start = squares + memory['delta'][b][name].square().sum(), start + p.detach().square().sum()
+        if chunk:
+            moved = squares.sqrt().item()
+            print_block(**{f'level_{level}': f"every {chunk:,} tokens, {memory['learned'] // chunk:,} moves, "
+                                             f'change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)'})
 
 
 # -----------------------------------------------------------------------------
 # go
 
 rng = torch.Generator(device=device).manual_seed(args.seed)
-if 'score' in given:
-    score(args.score)
-elif args.interactive:
-    note('a prompt a line; the model goes on from all lines so far. Ctrl-D ends.')
-    pending, state = [], None
-    while True:
-        try:
-            line = input('> ')
-        except (EOFError, KeyboardInterrupt):
-            note()
-            break
-        tokens = encode(enc, os.fsencode(line + '\n')).tolist()
-        pending, state = write(pending + tokens, state, rng)
-else:
-    if 'prompt' in given:
-        text = sys.stdin.buffer.read() if args.prompt == '-' else os.fsencode(args.prompt)
-        tokens = prompt_tokens(text)
+reader = Learner(model) if args.learn else model
+with locked(args.memory) if args.memory else contextlib.nullcontext():
+    pending, state = load_memory(args.memory) if args.memory else ([], None)
+    if args.memory_info:
+        if state is None:
+            raise UserError(f'there is no memory {args.memory} yet')
+        print_memory(args.memory, state)
+        sys.exit()
+    if 'score' in given:
+        pending, state = score(args.score, (pending or [enc.eot_token])[-1], state)
+    elif args.interactive:
+        note('a prompt a line; the model goes on from all lines so far. Ctrl-D ends.')
+        while True:
+            try:
+                line = input('> ')
+            except (EOFError, KeyboardInterrupt):
+                note()
+                break
+            tokens = encode(enc, os.fsencode(line + '\n')).tolist()
+            pending, state = write(pending + tokens, state, rng)
     else:
-        text, tokens = b'', [enc.eot_token]
-    for i in range(args.num_samples):
-        if args.num_samples > 1:
-            note(f'--- sample {i + 1} of {args.num_samples}')
-        print(text.decode(errors='replace'), end='', flush=True)
-        write(tokens, None, rng)
+        if 'prompt' in given:
+            text = sys.stdin.buffer.read() if args.prompt == '-' else os.fsencode(args.prompt)
+            tokens = pending + prompt_tokens(text)
+        else:
+            text, tokens = b'', pending or [enc.eot_token]
+        for i in range(args.num_samples):
+            if args.num_samples > 1:
+                note(f'--- sample {i + 1} of {args.num_samples}')
+            print(text.decode(errors='replace'), end='', flush=True)
+            pending, after = write(tokens, state, rng)
+        state = after
+    if args.memory and state is not None:
+        save_memory(args.memory, pending, state)

@@ -35,6 +35,7 @@ from torch.nn.parallel import DistributedDataParallel
 import data
 from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, print_block, read_args,
                  read_file, remove_file)
+from cms import Learner, moving
 from memory import DEEP
 from model import Config, Hope, load_checkpoint, load_model, param_groups, pick_device, save_checkpoint
 
@@ -54,6 +55,7 @@ class Run:
     out_dir: str = 'out'                # where the checkpoint and the log go
     resume: bool = False                # go on from out_dir's checkpoint
     overwrite: bool = False             # start anew although out_dir holds a run
+    init_from: str = ''                 # a checkpoint to start from: its model and tokenizer, with clocks of its own
     preset: str = 'auto'                # cpu | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
     max_steps: int = 1000               # optimizer steps
@@ -128,7 +130,13 @@ else:
         raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
                         '--out_dir=NAME keeps both')
     preset = run.preset if run.preset != 'auto' else 'small' if pick_device(run.device) == 'cuda' else 'cpu'
-    run, config = build([Run, Config], PRESETS[preset] | given)
+    source, base = None, PRESETS[preset]
+    if run.init_from:
+        source = load_checkpoint(run.init_from)
+        base = base | source['config'] | {'tokenizer': source['run']['tokenizer']}
+        if base['tokenizer'].startswith('bpe'):
+            raise UserError(f'{run.init_from} has a tokenizer learned on its data, which --init_from cannot carry')
+    run, config = build([Run, Config], base | given)
 device = pick_device(run.device)
 
 # -----------------------------------------------------------------------------
@@ -187,6 +195,8 @@ bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token
 
 config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
 raw_model = load_model(checkpoint, device) if checkpoint else Hope(config).to(device)
+if run.init_from and not checkpoint:
+    raw_model = load_model({'config': dataclasses.asdict(config), 'model': source['model']}, device)
 groups = param_groups(raw_model, run.weight_decay, run.start_lr)
 optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
 step, best_loss = 0, math.inf
@@ -200,7 +210,10 @@ if checkpoint:
         group.update(knob)                              # what this command line says, not what the checkpoint's said
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss = checkpoint['step'], checkpoint['best_loss']
-model = torch.compile(raw_model) if use_compile else raw_model
+    for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
+        p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
+reader = Learner(raw_model) if config.chunks else raw_model                 # on the token clock, or as it is
+model = reader if not use_compile else Learner(torch.compile(raw_model)) if config.chunks else torch.compile(raw_model)
 if ddp:
     model = DistributedDataParallel(model, device_ids=[device] if on_gpu else None)
 
@@ -278,7 +291,7 @@ def evaluate():
         x, y = data.get_batch(val_tokens, run.batch_size, config.block_size, rng)
         for x_part, y_part in zip(x.chunk(run.grad_accum), y.chunk(run.grad_accum)):
             with autocast:
-                total += raw_model(x_part.to(device), y_part.to(device))[1].item() * len(x_part) / run.batch_size
+                total += reader(x_part.to(device), y_part.to(device))[1].item() * len(x_part) / run.batch_size
     return total / run.eval_batches
 
 
@@ -296,7 +309,8 @@ def save():
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': optimizer.state_dict(), 'config': dataclasses.asdict(config),
         'run': dataclasses.asdict(run), 'step': step, 'batch_rng': batch_rng.get_state(), 'best_loss': best_loss,
-        'sha256': info['sha256']})
+        'sha256': info['sha256'],
+        'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
 
 
 def clock(seconds):
@@ -334,6 +348,7 @@ signal.signal(signal.SIGTERM, on_signal)
 if step >= run.max_steps and checkpoint:
     say(f'{ckpt_path} is at step {step} already; give a larger --max_steps to go on')
 first_step, train_seconds, recent = step, 0.0, []
+moves = {}                                              # of each level, the size of its last
 share = run.batch_size // (world * run.grad_accum)      # sequences that go through the model at once
 while True:
     # evaluate, sample, save
@@ -380,16 +395,18 @@ while True:
     else:
         stopping = asked_to_stop
 
-    # step
-    grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
+    # step, with the levels whose time it is
     loss = loss.item()
-    if not math.isfinite(loss) or not math.isfinite(grad_norm):
-        raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved '
-                        f'after the last evaluation. Try a lower --learning_rate (now {lr:.1e}), more --warmup_steps, '
-                        'or --dtype=float32.')
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    with moving(raw_model, step) as moved:
+        grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
+        if not math.isfinite(loss) or not math.isfinite(grad_norm):
+            raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved '
+                            f'after the last evaluation. Try a lower --learning_rate (now {lr:.1e}), more '
+                            '--warmup_steps, or --dtype=float32.')
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
     step += 1
+    moves |= moved
 
     # log; the first step is not counted in the speed, it compiles and fills caches
     seconds = time.perf_counter() - start_time
@@ -398,7 +415,9 @@ while True:
     mean = sum(recent) / len(recent) if recent else seconds
     speed = run.batch_size * config.block_size / mean
     losses.append(loss)
-    log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed))
+    levels = {'ticks': [step // n for n in config.periods], 'moves': [moves.get(l) for l in range(config.n_level)]}
+    log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
+        **levels if config.n_level > 1 else {})
     say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} | bpb {loss * bits_per_byte:7.4f} | lr {lr:.2e} '
         f'| norm {grad_norm:7.3f} | {speed:>9,.0f} tok/s | left {clock(mean * (run.max_steps - step))}')
 

@@ -1,0 +1,382 @@
+"""Levels with their own clocks: against loops that move them by hand, on both clocks; causality, splits, files."""
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import ROOT, assert_near
+from test_scripts import TINY, inside, losses, shell
+
+import cms
+from cms import TOPOLOGIES, learn, moving, start_memory, weights_of
+from model import Config, Hope, load_checkpoint, load_model, state_bytes
+
+
+SHORT = [arg for arg in TINY if not arg.startswith(('--n_layer', '--max_steps'))] + ['--n_layer=2']
+
+
+def tiny(chunks='4,8', seed=0, **kwargs):
+    torch.manual_seed(seed)
+    options = dict(vocab_size=17, block_size=64, n_layer=2, n_head=2, n_embd=8, n_hidden=12, mixer='gated_deltanet',
+                   cms_chunks=chunks, cms_step=0.5)
+    return Hope(Config(**options | kwargs)).double()
+
+
+def ids(B, T, seed=1):
+    return torch.randint(17, (B, T), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def in_parts(model, idx, sizes):
+    """Logits and memory of a stream that is given to `learn` in parts."""
+    memory, out = None, []
+    for part in idx.split(sizes, dim=1):
+        logits, memory = learn(model, part, memory)
+        out.append(logits)
+    return torch.cat(out, dim=1), memory
+
+
+# -----------------------------------------------------------------------------
+# the chain
+
+
+@pytest.mark.parametrize('topology', TOPOLOGIES)
+def test_the_chain_is_what_its_docstring_says(topology):
+    model = tiny(chunks='', cms_periods='1,1,1' if topology != 'stacked' else '1,1', cms_topology=topology, n_hidden=32)
+    chain, x = model.blocks[0].cms, torch.randn(2, 5, 8, dtype=torch.float64)
+
+    def mlp(level, x):
+        h = F.rms_norm(x, (8,), level.norm.weight, 1e-6) @ level.up.weight.mT
+        return (F.silu(h.chunk(2, -1)[0]) * h.chunk(2, -1)[1]) @ level.out.weight.mT
+    if topology == 'independent':
+        want = x + sum(mlp(level, x) * mix for level, mix in zip(chain.levels, chain.mix))
+    else:
+        want = x
+        for level in chain.levels:
+            want = want + mlp(level, want)
+    assert_near('y', chain(x), want, 1e-12)
+    assert len(chain.levels) == (1 if topology == 'stacked' else 3)
+    assert sum(level.out.weight.shape[1] for level in chain.levels) == 32, 'the width of one MLP, split'
+
+
+@pytest.mark.parametrize('options, named', [
+    (dict(cms_periods='1,x'), 'cms_periods'), (dict(cms_periods='2,3'), 'multiple'), (dict(cms_periods='0'), 'periods'),
+    (dict(cms_chunks='8,4'), 'multiple'), (dict(cms_chunks='0,8'), 'fastest'), (dict(cms_chunks='8,,9'), 'cms_chunks'),
+    (dict(cms_chunks='4,8', cms_periods='1,2,4'), 'levels'), (dict(cms_topology='tree'), 'cms_topology'),
+    (dict(cms_topology='nested', cms_periods='1,2'), 'nested'), (dict(cms_inner='adam'), 'cms_inner'),
+    (dict(cms_topology='stacked', cms_chunks='4,8,16'), 'n_layer'), (dict(cms_step=-1.0), 'cms_step')])
+def test_refuses(options, named):
+    with pytest.raises(ValueError, match=named):
+        Config(**dict(n_layer=2, n_head=2, n_embd=8) | options)
+
+
+# -----------------------------------------------------------------------------
+# the optimizer clock
+
+
+@pytest.mark.parametrize('topology', ['sequential', 'stacked'])
+def test_levels_move_at_their_multiples_with_the_mean_gradient(topology):
+    """Against copies of the gradients kept by hand and an optimizer per level."""
+    periods = (1, 3) if topology == 'stacked' else (1, 2, 4)
+    options = dict(chunks='', cms_periods=','.join(map(str, periods)), cms_topology=topology)
+    model, twin = tiny(**options), tiny(**options)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    level = {p: level for level, _, _, p in weights_of(twin)}
+    groups = [[p for p in twin.parameters() if level.get(p, 0) == i] for i in range(len(periods))]
+    by_hand = [torch.optim.AdamW(group, lr=0.1) for group in groups]
+    kept = {p: 0 for p in twin.parameters()}
+    for step in range(9):
+        x, y = ids(2, 12, seed=step), ids(2, 12, seed=step + 100)
+        model(x, y)[1].backward()
+        before = [p.detach().clone() for p in model.parameters()]
+        with moving(model, step) as moved:
+            optimizer.step()
+            optimizer.zero_grad()
+        grads = torch.autograd.grad(twin(x, y)[1], list(twin.parameters()))
+        for p, grad in zip(twin.parameters(), grads):
+            kept[p] = kept[p] + grad
+        for i, period in enumerate(periods):
+            if (step + 1) % period == 0:
+                for p in groups[i]:
+                    p.grad, kept[p] = kept[p] / period, 0
+                by_hand[i].step()
+        for (name, p), q, old in zip(model.named_parameters(), twin.parameters(), before):
+            assert_near(f'{name} after step {step}', p, q, 1e-10)
+            assert torch.equal(p, old) == ((step + 1) % periods[level.get(q, 0)] != 0), f'{name} at step {step}'
+        assert sorted(moved) == [i for i, period in enumerate(periods) if (step + 1) % period == 0]
+        size = sum((p - old).square().sum() for p, old in zip(model.parameters(), before)
+                   if any(p is w for i, _, _, w in weights_of(model) if i == 0)).sqrt().item()
+        assert abs(moved[0] - size) < 1e-9, 'the size of the move'
+
+
+# -----------------------------------------------------------------------------
+# the token clock
+
+
+def learn_by_hand(model, idx):
+    """One stream, one token at a time, weights set in place: what each level holds at the end, and all logits."""
+    o, named = model.config, {name: p.detach().clone() for name, p in model.named_parameters()}
+    weights = [(level, next(n for n, q in model.named_parameters() if q is p)) for level, _, _, p in weights_of(model)]
+    start, gathered, state, out, C = dict(named), {name: 0 for _, name in weights}, None, [], o.chunks[0]
+    for first in range(0, idx.shape[1], C):
+        own = {name: named[name].clone().requires_grad_() for _, name in weights}
+        logits = []
+        for t in range(first, min(first + C, idx.shape[1])):
+            y, _, state = torch.func.functional_call(model, named | own, (idx[:, t:t + 1],), {'state': state})
+            logits.append(y)
+        logits = torch.cat(logits, dim=1)
+        out.append(logits.detach())
+        if first + C >= idx.shape[1]:
+            break
+        loss = F.cross_entropy(logits[0], idx[0, first + 1:first + C + 1])
+        for (_, name), grad in zip(weights, torch.autograd.grad(loss, [own[name] for _, name in weights])):
+            gathered[name] = gathered[name] + grad
+        state = [{n: x.detach() if torch.is_tensor(x) else x for n, x in layer.items()} for layer in state]
+        for level, chunk in enumerate(o.chunks):
+            if chunk and (first + C) % chunk == 0:
+                mine = [name for owner, name in weights if owner == level]
+                mean = {name: gathered[name] / (chunk // C) for name in mine}
+                norm = torch.cat([g.flatten() for g in mean.values()]).norm()
+                for name in mine:
+                    named[name] = named[name] - o.cms_step * min(1, o.cms_clip / norm) * mean[name]
+                    gathered[name] = 0
+                if o.cms_topology == 'nested':
+                    for owner, name in weights:
+                        named[name] = start[name] if owner < level else named[name]
+    return torch.cat(out, dim=1), {name: named[name] - start[name] for _, name in weights}
+
+
+@pytest.mark.parametrize('topology, mixer', [*((topology, 'gated_deltanet') for topology in TOPOLOGIES),
+                                             ('sequential', 'hope'), ('stacked', 'attention'), ('nested', 'ttt')])
+def test_learn_equals_the_loop(topology, mixer):
+    model = tiny(cms_topology=topology, mixer=mixer, memory_chunk=2, cms_clip=0.3).eval()
+    idx = ids(2, 27)
+    with torch.no_grad():
+        logits, memory = learn(model, idx)
+    for b in range(2):
+        want, moved = learn_by_hand(model, idx[b:b + 1])
+        assert_near('logits', logits[b:b + 1], want, 1e-8)
+        for level, block, name, p in weights_of(model):
+            full = next(n for n, q in model.named_parameters() if q is p)
+            assert_near(full, memory['delta'][block][name][b], moved[full], 1e-7)
+
+
+def test_dgd_erases_what_was_learned_as_it_writes():
+    """One token of one layer: W - eta (g x^T + delta x x^T / |x|^2), and the gradient to x is that of a matrix."""
+    rng = torch.Generator().manual_seed(0)
+    x, W, delta, g = (torch.randn(*shape, generator=rng, dtype=torch.float64, requires_grad=True)
+                      for shape in ((1, 3, 5), (1, 4, 5), (1, 4, 5), (1, 3, 4)))
+    erased = torch.zeros_like(W, requires_grad=True)
+    y = cms.linear(x, (W, delta, erased))
+    dx, dW, erase = torch.autograd.grad(y, (x, W, erased), g)
+    assert_near('y', y, x @ W.mT, 1e-12)
+    assert_near('dx', dx, g @ W, 1e-12)
+    assert_near('dW', dW, g.mT @ x, 1e-12)
+    want = sum(torch.outer(delta[0] @ x[0, t], x[0, t]) / x[0, t].square().sum() / 3 for t in range(3))
+    assert_near('erase', erase[0], want, 1e-12)
+    model, idx = tiny(cms_inner='dgd').eval(), ids(1, 40)
+    plain = tiny().eval()
+    with torch.no_grad():
+        (a, first), (b, _) = learn(model, idx[:, :8]), learn(plain, idx[:, :8])
+        assert torch.equal(a, b), 'nothing is learned yet that could be erased'
+        assert (learn(model, idx)[0] - learn(plain, idx)[0]).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize('topology', TOPOLOGIES)
+def test_any_split_and_any_batch(topology):
+    model, idx = tiny(cms_topology=topology, mixer='hope', memory_chunk=2).eval(), ids(3, 30)
+    whole, memory = in_parts(model, idx, 30)
+    for sizes in ([3, 1, 4, 8, 14], [4, 4, 8, 8, 6], 1):
+        parts, other = in_parts(model, idx, sizes)
+        assert_near('logits', parts, whole, 1e-9)
+        for a, b in zip(memory['delta'], other['delta']):
+            for name in a:
+                assert_near(name, b[name], a[name], 1e-8)
+    alone, _ = in_parts(model, idx[1:2], 30)
+    assert_near('one stream alone', alone, whole[1:2], 1e-9)
+
+
+def test_no_token_is_predicted_by_weights_that_saw_it():
+    model, idx = tiny(mixer='hope', memory_chunk=2).eval(), ids(1, 24)
+    before, _ = in_parts(model, idx, 24)
+    for t in range(1, 24):
+        changed = idx.clone()
+        changed[0, t] = (changed[0, t] + 1) % 17
+        after, _ = in_parts(model, changed, 24)
+        assert torch.equal(after[:, :t], before[:, :t]), f'token {t} is seen before it is read'
+        assert not torch.equal(after[:, t:], before[:, t:])
+
+
+def test_levels_move_at_exactly_their_multiples():
+    model, idx, memory = tiny(chunks='2,6,0').eval(), ids(1, 26), None
+    last = {level: 0.0 for level in range(3)}
+    with torch.no_grad():
+        for read in range(1, 26):           # a chunk's last target is the token after it: it moves as that one is read
+            _, memory = learn(model, idx[:, read - 1:read], memory)
+            sizes = {level: sum(memory['delta'][b][name].abs().sum().item() for i, b, name, _ in weights_of(model)
+                                if i == level and name in memory['delta'][b]) for level in range(3)}
+            moved = [level for level in range(3) if sizes[level] != last[level]]
+            want = [level for level, n in ((0, 2), (1, 6)) if read > 1 and (read - 1) % n == 0]
+            assert moved == want, f'{moved} moved as token {read} was read, not {want}'
+            last = sizes
+    assert memory['learned'] == 24
+
+
+def test_step_zero_is_the_static_model():
+    for mixer in ('hope', 'attention'):
+        model, idx = tiny(cms_step=0.0, mixer=mixer, memory_chunk=2).float().eval(), ids(1, 30)
+        static, state = [], None
+        with torch.no_grad():
+            for part in idx.split(4, dim=1):
+                logits, _, state = model(part, state=state)
+                static.append(logits)
+            assert torch.equal(learn(model, idx)[0], torch.cat(static, dim=1)), 'bit for bit'
+
+
+def test_the_memory_does_not_grow():
+    model = tiny(mixer='hope', memory_chunk=2).eval()
+    sizes = [state_bytes(in_parts(model, ids(1, n), n)[1]) for n in (20, 200)]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize('mixer, inner', [('gated_deltanet', 'gd'), ('attention', 'gd'), ('hope', 'dgd')])
+def test_second_order_gradients_are_the_derivative(mixer, inner):
+    """Central differences of the loss of a whole reading, in one direction of all parameters."""
+    model, idx = tiny(cms_meta='second', mixer=mixer, cms_inner=inner, memory_chunk=2), ids(2, 19)
+    def loss():
+        return F.cross_entropy(learn(model, idx[:, :-1])[0].flatten(0, 1), idx[:, 1:].flatten())
+    loss().backward()
+    rng = torch.Generator().manual_seed(3)
+    direction = [torch.randn(p.shape, generator=rng, dtype=p.dtype) for p in model.parameters()]
+    slope = sum((p.grad * d).sum() for p, d in zip(model.parameters(), direction)).item()
+    values = []
+    for sign in (1, -1):
+        with torch.no_grad():
+            for p, d in zip(model.parameters(), direction):
+                p += sign * 1e-6 * d
+        values.append(loss().item())
+        with torch.no_grad():
+            for p, d in zip(model.parameters(), direction):
+                p -= sign * 1e-6 * d
+    assert abs(slope - (values[0] - values[1]) / 2e-6) < 1e-5 * max(1, abs(slope))
+
+
+def test_first_order_is_exact_for_the_step_size_and_learns_the_start():
+    """One move: its size enters nowhere else. Every parameter gets a gradient, those of each level included."""
+    model, idx = tiny(chunks='4,8'), ids(2, 9)
+    def loss(): return F.cross_entropy(learn(model, idx[:, :-1])[0].flatten(0, 1), idx[:, 1:].flatten())
+    loss().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+    slope, values = model.log_step.grad[0].item(), []
+    for sign in (1, -1):
+        model.log_step.data[0] += sign * 1e-5
+        values.append(loss().item())
+        model.log_step.data[0] -= sign * 1e-5
+    assert slope and abs(slope - (values[0] - values[1]) / 2e-5) < 1e-6
+    model.config.cms_truncate, model.log_step.grad = 1, None
+    loss().backward()
+    assert model.log_step.grad is None or model.log_step.grad[0] == 0, 'cut after every chunk'
+
+
+# -----------------------------------------------------------------------------
+# the shell commands
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp('text') / 'text.txt'
+    path.write_text(''.join(f'line {i}: the answer to {i % 7} is {i % 7 * 6}.\n' for i in range(1000)))
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def transformer(text, tmp_path_factory):
+    out_dir = str(tmp_path_factory.mktemp('transformer') / 'out')
+    inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *SHORT, '--mixer=attention',
+           '--max_steps=40')
+    return out_dir
+
+
+def test_resume_in_the_middle_of_a_period(text, tmp_path):
+    levels = ['--cms_periods=1,4,8', '--mixer=deltanet']
+    dirs = [str(tmp_path / name) for name in ('never', 'stopped')]
+    inside('train.py', f'--data={text}', f'--out_dir={dirs[0]}', *TINY, *levels)
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--data={text}', f'--out_dir={dirs[1]}', *TINY, *levels]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith('step      13/'):
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+    stopped = torch.load(os.path.join(dirs[1], 'ckpt.pt'))
+    assert stopped['step'] % 4 == 0 or stopped['gathered'], 'what was gathered is in the checkpoint'
+    shell('train.py', '--resume', f'--out_dir={dirs[1]}')
+    assert losses(dirs[0]) == losses(dirs[1])
+    a, b = (torch.load(os.path.join(d, 'ckpt.pt'))['model'] for d in dirs)
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    with open(os.path.join(dirs[0], 'log.jsonl')) as file:
+        lines = [json.loads(line) for line in file]
+    assert [line['ticks'] for line in lines if line.get('step') == 39 and 'loss' in line] == [[39, 9, 4]]
+
+
+def test_stacking_a_transformer_changes_nothing_until_it_learns(transformer, text, tmp_path):
+    checkpoint, idx = load_checkpoint(f'{transformer}/ckpt.pt'), ids(1, 90)
+    stacked = dict(cms_topology='stacked', cms_chunks='16,32', cms_step=0.0)
+    plain, model = (load_model(checkpoint | {'config': checkpoint['config'] | options}) for options in ({}, stacked))
+    state, static = None, []
+    with torch.no_grad():
+        for part in idx.split(16, dim=1):
+            logits, _, state = plain(part, state=state)
+            static.append(logits)
+        assert torch.equal(learn(model.eval(), idx)[0], torch.cat(static, dim=1)), 'bit for bit'
+        model.log_step.fill_(-1.0)
+        assert not torch.equal(learn(model, idx)[0], torch.cat(static, dim=1))
+    assert {level for level, block, _, _ in weights_of(model) if block == 1} == {1}, 'the depth is spread'
+
+    options = (f'--data={text}', f'--out_dir={tmp_path}/out', f'--init_from={transformer}/ckpt.pt', '--max_steps=6',
+               '--cms_topology=stacked', '--cms_chunks=16,32', *SHORT)
+    script = inside('train.py', *options)
+    assert script['config'].mixer == 'attention' and 'log_step' in script['raw_model'].state_dict()
+    assert losses(f'{tmp_path}/out')[1] < losses(transformer)[1] - 2, 'it starts where the Transformer ended'
+
+
+def test_reading_with_learning_is_better_here(transformer, text):
+    def bits(*args):
+        out = shell('sample.py', f'--score={text}', f'--out_dir={transformer}', *args).stdout
+        return float(dict(line.split(':', 1) for line in out.splitlines())['bits_per_byte'])
+    assert bits('--learn', '--cms_chunks=64', '--cms_step=0.3') < bits() - 0.25
+
+
+def test_memory_file(transformer, text, tmp_path):
+    """Two calls are one: what is learned, read and said is kept between them. Foreign and damaged files are refused."""
+    learning = (f'--out_dir={transformer}', '--learn', '--cms_chunks=16', '--cms_step=0.5')
+    mine = f'--memory={tmp_path}/me.pt'
+    assert 'no memory' in shell('sample.py', mine, '--memory_info', *learning, code=1).stderr
+    shell('sample.py', 'line 3: the answer to 3 is', mine, '--max_new_tokens=30', '--stop=false', *learning)
+    info = shell('sample.py', mine, '--memory_info', *learning).stdout
+    kept = torch.load(tmp_path / 'me.pt', weights_only=True)
+    assert f"tokens_read:        {26 + 29}" in info and '3 moves' in info and len(kept['next']) == 1
+    shell('sample.py', f'--score={text}', mine, *learning)
+    again = torch.load(tmp_path / 'me.pt', weights_only=True)
+    assert again['learned'] + again['pending'].shape[1] == 26 + 29 + os.path.getsize(text)
+    assert os.path.getsize(tmp_path / 'me.pt') < state_bytes(again) + 30_000, 'not all that they are views of'
+    for args, named in ((('--cms_chunks=32',), 'cms_chunks'), (('--num_samples=2',), 'num_samples')):
+        other = [a for a in learning if not a.startswith(args[0].split('=')[0])]
+        assert named in shell('sample.py', mine, *other, *args, code=1 + (named == 'num_samples')).stderr
+    (tmp_path / 'bad.pt').write_bytes(b'not a memory')
+    assert 'damaged' in shell('sample.py', f'--memory={tmp_path}/bad.pt', *learning, code=1).stderr
+    assert 'not a memory' in shell('sample.py', f'--memory={transformer}/ckpt.pt', *learning, code=1).stderr
+    assert 'learn' in shell('sample.py', mine, f'--out_dir={transformer}', code=2).stderr
+    assert torch.load(tmp_path / 'me.pt')['learned'] == again['learned'], 'what was refused has changed nothing'
+
+
+def test_two_processes_do_not_share_a_memory(transformer, tmp_path):
+    fcntl = pytest.importorskip('fcntl')
+    with open(tmp_path / 'me.pt.lock', 'ab') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        failed = shell('sample.py', 'x', f'--memory={tmp_path}/me.pt', '--learn', f'--out_dir={transformer}', code=1)
+        assert 'in use' in failed.stderr and not os.path.exists(tmp_path / 'me.pt')
