@@ -23,7 +23,7 @@ Glossary
     B batch, T time, D model width, h hidden width, K levels, L blocks
 """
 import contextlib
-import math
+import functools
 
 import torch
 import torch.nn as nn
@@ -43,11 +43,6 @@ def clock(name, text, lowest):
     check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
           f'--{name} goes from fast to slow, each a multiple of the one before it, not {text}')
     return ticks
-
-
-def level_of(config, block, i):
-    """The level of the i-th MLP of that block: its place in the chain, or, stacked, its block's share of the depth."""
-    return block * config.n_level // config.n_layer if config.cms_topology == 'stacked' else i
 
 
 # -----------------------------------------------------------------------------
@@ -77,8 +72,7 @@ def linear(x, W):
     """x (B, T, n) through a matrix (m, n), through each stream's own (B, m, n), or through what Erasing takes."""
     if isinstance(W, tuple):
         return Erasing.apply(x, *(M.to(x.dtype) for M in W))
-    if W.dim() == 3 and len(W) == 1:                            # one stream: the very product of the static model
-        W = W[0]
+    W = W[0] if W.dim() == 3 and len(W) == 1 else W             # one stream: the very product of the static model
     return F.linear(x, W) if W.dim() == 2 else x @ W.mT.to(x.dtype)         # (B, T, n) x (B, n, m)
 
 
@@ -92,7 +86,7 @@ class MLP(nn.Module):
 
     def forward(self, x, up=None, out=None):
         """x (B, T, D) -> (B, T, D); up (B, 2 h, D), out (B, D, h): weights of each stream in the place of its own."""
-        gate, value = linear(self.norm(x), self.up.weight if up is None else up).chunk(2, dim=-1)      # two of (B, T, h)
+        gate, value = linear(self.norm(x), self.up.weight if up is None else up).chunk(2, dim=-1)     # two of (B, T, h)
         return linear(F.silu(gate) * value, self.out.weight if out is None else out)
 
 
@@ -105,17 +99,18 @@ class CMS(nn.Module):
     nested          as sequential; while reading, a level starts again when the next slower one moves (eq. 72)
     stacked         one MLP per block, the blocks spread over the levels: level stacking of a Transformer (7.3)
     """
-    def __init__(self, config):
+    def __init__(self, config, block):
         super().__init__()
+        self.block = block
         n, h = 1 if config.cms_topology == 'stacked' else config.n_level, config.n_hidden
         self.levels = nn.ModuleList(MLP(config.n_embd, h * (i + 1) // n - h * i // n) for i in range(n))
         self.mix = nn.Parameter(torch.empty(n)) if config.cms_topology == 'independent' else None
 
     def forward(self, x, fast=None):
-        """x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: {'0.up': (B, 2 h, D), ...} or None."""
+        """x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None."""
         fast, total = fast or {}, x
         for i, level in enumerate(self.levels):
-            y = level(x, fast.get(f'{i}.up'), fast.get(f'{i}.out'))
+            y = level(x, fast.get(f'{self.block}.{i}.up'), fast.get(f'{self.block}.{i}.out'))
             if self.mix is None:
                 x = total = x + y
             else:
@@ -124,9 +119,10 @@ class CMS(nn.Module):
 
 
 def weights_of(model):
-    """[(level, block, '0.up', parameter), ...] over the matrices of all levels."""
-    return [(level_of(model.config, b, i), b, f'{i}.{name}', getattr(mlp, name).weight)
-            for b, block in enumerate(model.blocks) for i, mlp in enumerate(block.cms.levels) for name in ('up', 'out')]
+    """{'block.place.up': (level, parameter), ...}; the level is the place in the chain, stacked share of the depth."""
+    o, stacked = model.config, model.config.cms_topology == 'stacked'
+    return {f'{b}.{i}.{name}': (b * o.n_level // o.n_layer if stacked else i, getattr(mlp, name).weight)
+            for b, block in enumerate(model.blocks) for i, mlp in enumerate(block.cms.levels) for name in ('up', 'out')}
 
 
 # -----------------------------------------------------------------------------
@@ -140,15 +136,15 @@ def moving(model, step):
     gathered since they last did. The others' are out of sight of clipping, optimizer and zero_grad, and grow on.
     yields a dict that afterwards holds how far each level moved, {level: norm of the change}; empty with one level
     """
-    periods, weights, moved = model.config.periods, weights_of(model), {}
+    periods, weights, moved = model.config.periods, weights_of(model).values(), {}
     ticking = [level for level, period in enumerate(periods) if (step + 1) % period == 0]
-    held = [(p, p.grad) for level, _, _, p in weights if level not in ticking]
+    held = [(p, p.grad) for level, p in weights if level not in ticking]
     for p, _ in held:
         p.grad = None
-    for level, _, _, p in weights:
+    for level, p in weights:
         if level in ticking and periods[level] > 1:
             p.grad /= periods[level]
-    before = [(level, p, p.detach().clone()) for level, _, _, p in weights if level in ticking and len(periods) > 1]
+    before = [(level, p, p.detach().clone()) for level, p in weights if level in ticking and len(periods) > 1]
     yield moved
     for p, grad in held:
         p.grad = grad
@@ -166,14 +162,11 @@ def start_memory(model, batch_size):
     What `learn` goes on from: nothing read, every level at theta_0.
 
     state, anchor       the recurrent state now, and at the start of the unfinished chunk `pending` (B, n)
-    delta, gathered     per block {'0.up': (B, 2 h, D), ...}: how far a stream's weights moved, its gradients since
+    delta, gathered     {'0.0.up': (B, 2 h, D), ...}: how far a stream's weights have moved, and its gradients since
     learned             tokens that the weights have learned from; trace, where it stands, saves reading a chunk twice
     """
-    device = model.embed.weight.device
-    zeros = [{} for _ in model.blocks]
-    for level, b, name, p in weights_of(model):
-        if model.config.chunks[level]:
-            zeros[b][name] = p.new_zeros(batch_size, *p.shape)
+    device, chunks = model.embed.weight.device, model.config.chunks
+    zeros = {name: p.new_zeros(batch_size, *p.shape) for name, (level, p) in weights_of(model).items() if chunks[level]}
     state, pending = model.init_state(batch_size, device), torch.empty(batch_size, 0, dtype=torch.long, device=device)
     return {'state': state, 'anchor': state, 'pending': pending, 'delta': zeros, 'gathered': zeros, 'learned': 0}
 
@@ -196,6 +189,9 @@ def learn(model, idx, memory=None):
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
     memory = memory or start_memory(model, len(idx))
+    second = training and model.config.cms_meta == 'second'
+    # fused attention has no second derivative, the plain one has
+    kernels = functools.partial(sdpa_kernel, SDPBackend.MATH) if second else contextlib.nullcontext
     fast, logits = memory.get('trace') or (fast_weights(model, memory['delta'], training), None)
     while t < idx.shape[1]:
         if memory['pending'].shape[1] == C:                     # a whole chunk was read, and here is the token after it
@@ -207,34 +203,27 @@ def learn(model, idx, memory=None):
             fast = fast_weights(model, memory['delta'], training)
         part = idx[:, t:t + C - memory['pending'].shape[1]]     # up to the chunk's end
         t, whole = t + part.shape[1], part.shape[1] == C
-        with torch.set_grad_enabled(training or whole), attention_backend(model.config, training):
+        with torch.set_grad_enabled(training or whole), kernels():
             logits, _, state = model(part, state=memory['state'], fast=fast)
         out.append(logits if training else logits.detach())
-        memory = memory | {'state': state if training else detached(state),
+        memory = memory | {'state': state if training else [*map(detached, state)],
                            'pending': torch.cat([memory['pending'], part], dim=1)}
         logits = logits if whole else None
     return torch.cat(out, dim=1), memory | {'trace': logits is not None and (fast, logits)}
 
 
-def attention_backend(config, training):
-    """The fused attention kernels have no second derivative; the plain one has."""
-    return sdpa_kernel(SDPBackend.MATH) if training and config.cms_meta == 'second' else contextlib.nullcontext()
-
-
-def detached(layers):
-    """A list of dicts with its tensors cut from the graph."""
-    return [{name: x.detach() if torch.is_tensor(x) else x for name, x in layer.items()} for layer in layers]
+def detached(tensors):
+    """A dict with its tensors cut from the graph."""
+    return {name: x.detach() if torch.is_tensor(x) else x for name, x in tensors.items()}
 
 
 def fast_weights(model, delta, training):
-    """theta_0 + delta of every stream, a list over blocks of {'0.up': (B, 2 h, D), ...}; with DGD what Erasing takes"""
-    fast = [{} for _ in model.blocks]
-    for _, b, name, p in weights_of(model):
-        if name in delta[b]:
-            W = p + delta[b][name] if training else (p.detach() + delta[b][name]).requires_grad_()
-            fast[b][name] = W
-            if model.config.cms_inner == 'dgd':
-                fast[b][name] = W, delta[b][name], torch.zeros_like(W, requires_grad=True)
+    """theta_0 + delta of every stream, {'0.0.up': (B, 2 h, D), ...}; with DGD what Erasing takes."""
+    fast, weights = {}, weights_of(model)
+    for name, moved in delta.items():
+        p = weights[name][1]
+        W = p + moved if training else (p.detach() + moved).requires_grad_()
+        fast[name] = W if model.config.cms_inner == 'gd' else (W, moved, torch.zeros_like(W, requires_grad=True))
     return fast
 
 
@@ -243,38 +232,32 @@ def move(model, memory, fast, logits, targets, training):
     Gather the gradient of a chunk's mean loss, logits (B, C, V) against targets (B, C), and move the levels whose time
     it is -> the memory at the start of the next chunk.
     """
-    o, C = model.config, targets.shape[1]
-    weights = [(level, (b, name)) for level, b, name, _ in weights_of(model) if name in fast[b]]
-    delta = {key: memory['delta'][key[0]][key[1]] for _, key in weights}
-    gathered = {key: memory['gathered'][key[0]][key[1]] for _, key in weights}
-    own = [fast[b][name] for _, (b, name) in weights]
-    inputs = own if o.cms_inner == 'gd' else [W for W, _, _ in own] + [erased for _, _, erased in own]
-    # the sum over the streams: what one reads has no part in the gradient of another's weights
+    o, C, weights, own = model.config, targets.shape[1], weights_of(model), fast.values()
+    delta, gathered, learned = dict(memory['delta']), dict(memory['gathered']), memory['learned'] + C
+    inputs = [*own] if o.cms_inner == 'gd' else [W for W, _, _ in own] + [erased for _, _, erased in own]
     with torch.enable_grad():
+        # the sum over the streams: what one reads has no part in the gradient of another's weights
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum') / C
         second = training and o.cms_meta == 'second'
         grads = torch.autograd.grad(loss, inputs, retain_graph=training, create_graph=second)
-    learned = memory['learned'] + C
-    for i, (_, key) in enumerate(weights):                      # with DGD, what is written and what is erased
-        gathered[key] = gathered[key] + sum(grads[i::len(weights)])
+    for i, name in enumerate(fast):                             # with DGD, what is written and what is erased
+        gathered[name] = gathered[name] + sum(grads[i::len(fast)])
     for level, ticks in enumerate(o.chunks):
         if not ticks or learned % ticks:
             continue
-        mine = [key for owner, key in weights if owner == level]
-        mean = {key: gathered[key] * (C / ticks) for key in mine}
-        norm = sum(g.square().sum((1, 2), keepdim=True) for g in mean.values()).sqrt()         # (B, 1, 1)
-        step = model.log_step[level].exp() * o.cms_clip / norm.clamp(min=o.cms_clip)
-        for key in mine:
-            delta[key] = delta[key] - step * mean[key]          # (B, m, n)
-            gathered[key] = torch.zeros_like(mean[key])
+        mine = [name for name in fast if weights[name][0] == level]
+        mean = {name: gathered[name] * (C / ticks) for name in mine}
+        square = sum(g.square().sum((1, 2), keepdim=True) for g in mean.values())              # (B, 1, 1)
+        step = model.log_step[level].exp() * o.cms_clip / square.clamp(min=o.cms_clip ** 2).sqrt()
+        for name in mine:
+            delta[name] = delta[name] - step * mean[name]       # (B, m, n)
+            gathered[name] = torch.zeros_like(mean[name])
         if o.cms_topology == 'nested':
-            delta |= {key: torch.zeros_like(delta[key]) for owner, key in weights if owner < level}
-    new = {'delta': [{} for _ in fast], 'gathered': [{} for _ in fast]}
-    for _, (b, name) in weights:
-        new['delta'][b][name], new['gathered'][b][name] = delta[b, name], gathered[b, name]
+            delta |= {name: torch.zeros_like(delta[name]) for name in fast if weights[name][0] < level}
     if not training or o.cms_truncate and learned % (o.cms_truncate * C) == 0:
-        new = {name: detached(layers) for name, layers in new.items()}
-    return memory | new | {'learned': learned, 'pending': targets[:, :0], 'anchor': memory['state']}
+        delta, gathered = detached(delta), detached(gathered)
+    return memory | {'delta': delta, 'gathered': gathered, 'learned': learned, 'pending': targets[:, :0],
+                     'anchor': memory['state']}
 
 
 class Learner(nn.Module):
@@ -292,29 +275,27 @@ class Learner(nn.Module):
 # python cms.py
 
 
+def source(n, noise=0.1):
+    """n tokens at a time, each a fixed function of the one before it, or, one time in ten, any of 16."""
+    then, token = torch.randperm(16).tolist(), 0
+    while True:
+        tokens = []
+        for _ in range(n):
+            token = then[token] if torch.rand(()) > noise else int(torch.randint(16, ()))
+            tokens.append(token)
+        yield torch.tensor([tokens])
+
+
 def main():
     from model import Config, Hope
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    o = Config(vocab_size=16, n_layer=1, n_head=2, n_embd=32, n_hidden=96, mixer='gla', cms_chunks='16,64,256', cms_step=1.0)
-    print('which level moves as the token is read (the last target of a chunk is the token after it)')
-    ticks = range(o.chunks[0], 2 * o.chunks[-1] + 1, o.chunks[0])
+    o = Config(vocab_size=16, n_layer=1, n_head=2, n_embd=32, mixer='gla', cms_chunks='16,64,256', cms_step=1.0)
+    print('which level moves when: a column is 16 tokens')
     for level, chunk in enumerate(o.chunks):
-        print(f'level {level}, every {chunk:>3} tokens  ' + ''.join('*' if t % chunk == 0 else '.' for t in ticks))
+        print(f'level {level}, every {chunk:>3} tokens  ' + ''.join('.*'[t % chunk == 0] for t in range(16, 1025, 16)))
 
-    def source(n, noise=0.1):
-        """n tokens, each a fixed function of the one before it, one time in ten any token at all."""
-        then, token = torch.randperm(16).tolist(), 0
-        while True:
-            tokens = []
-            for _ in range(n):
-                token = then[token] if torch.rand(()) > noise else int(torch.randint(16, ()))
-                tokens.append(token)
-            yield torch.tensor([tokens])
-
-    n, rounds = 512, 4
-    known, a, b = (source(n) for _ in range(3))
-    model = Hope(o)
+    n, known, a, b, model = 512, source(512), source(512), source(512), Hope(o)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):                                         # a plain training on one source
         x = next(known)
@@ -322,10 +303,9 @@ def main():
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(f'\nloss in nats of a model trained on one source to {loss.item():.2f}, as it reads two others in turn, '
-          f'{n} tokens each')
-    text = torch.cat([next(s) for _ in range(rounds) for s in (a, b)], dim=1)
-    print(f"{'':<28}" + ''.join(f'{name:>7}' for _ in range(rounds) for name in 'ab'))
+    print(f'\na model trained on one source, to {loss.item():.2f} nats, reads two others in turn, {n} tokens each')
+    text = torch.cat([next(s) for s in 4 * (a, b)], dim=1)
+    print(f"{'':<28}" + 4 * f"{'a':>7}{'b':>7}")
     for name, chunks in (('no level moves', ''), ('level 0 moves', '16,0,0'), ('all levels move', '16,64,256')):
         o.cms_chunks = chunks
         with torch.no_grad():

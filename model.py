@@ -118,11 +118,11 @@ class Config:
 
 class Block(nn.Module):
     """x + memory(norm(x)), then the MLPs, each of which adds to x what it makes of norm(x)."""
-    def __init__(self, config):
+    def __init__(self, config, index):
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.n_embd, eps=1e-6)
         self.mixer = MIXERS[config.mixer](config)
-        self.cms = CMS(config)
+        self.cms = CMS(config, index)
 
     def forward(self, x, state=None, fast=None):
         y, state = self.mixer(self.mixer_norm(x), state)
@@ -138,7 +138,7 @@ class Hope(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(Block(config, index) for index in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, eps=1e-6)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         if config.tie_head:
@@ -221,9 +221,8 @@ class Hope(nn.Module):
         assert idx.dim() == 2 and idx.shape[1] >= 1, f'idx must be (B, T) with T >= 1, got {tuple(idx.shape)}'
         x = self.embed(idx)                                     # (B, T) -> (B, T, D)
         new_state = []
-        nothing = [None] * len(self.blocks)
-        for block, block_state, block_fast in zip(self.blocks, state or nothing, fast or nothing):
-            x, block_state = block(x, block_state, block_fast)
+        for block, block_state in zip(self.blocks, state or [None] * len(self.blocks)):
+            x, block_state = block(x, block_state, fast)
             new_state.append(block_state)
         logits = at_least_float32(self.head(self.norm(x)))      # (B, T, D) -> (B, T, V)
         loss = None

@@ -217,9 +217,9 @@ def print_memory(path, memory):
                 tokens_learned=memory['learned'], bytes=os.path.getsize(path))
     for level, chunk in enumerate(model.config.chunks):
         squares, start = 0.0, 0.0
-        for its, b, name, p in weights_of(model):
-            if its == level and name in memory['delta'][b]:
-                squares, start = squares + memory['delta'][b][name].square().sum(), start + p.detach().square().sum()
+        for name, (its, p) in weights_of(model).items():
+            if its == level and chunk:
+                squares, start = squares + memory['delta'][name].square().sum(), start + p.detach().square().sum()
         if chunk:
             moved = squares.sqrt().item()
             print_block(**{f'level_{level}': f"every {chunk:,} tokens, {memory['learned'] // chunk:,} moves, "

@@ -85,7 +85,7 @@ def test_levels_move_at_their_multiples_with_the_mean_gradient(topology):
     options = dict(chunks='', cms_periods=','.join(map(str, periods)), cms_topology=topology)
     model, twin = tiny(**options), tiny(**options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
-    level = {p: level for level, _, _, p in weights_of(twin)}
+    level = {p: level for level, p in weights_of(twin).values()}
     groups = [[p for p in twin.parameters() if level.get(p, 0) == i] for i in range(len(periods))]
     by_hand = [torch.optim.AdamW(group, lr=0.1) for group in groups]
     kept = {p: 0 for p in twin.parameters()}
@@ -109,7 +109,7 @@ def test_levels_move_at_their_multiples_with_the_mean_gradient(topology):
             assert torch.equal(p, old) == ((step + 1) % periods[level.get(q, 0)] != 0), f'{name} at step {step}'
         assert sorted(moved) == [i for i, period in enumerate(periods) if (step + 1) % period == 0]
         size = sum((p - old).square().sum() for p, old in zip(model.parameters(), before)
-                   if any(p is w for i, _, _, w in weights_of(model) if i == 0)).sqrt().item()
+                   if any(p is w for i, w in weights_of(model).values() if i == 0)).sqrt().item()
         assert abs(moved[0] - size) < 1e-9, 'the size of the move'
 
 
@@ -120,7 +120,8 @@ def test_levels_move_at_their_multiples_with_the_mean_gradient(topology):
 def learn_by_hand(model, idx):
     """One stream, one token at a time, weights set in place: what each level holds at the end, and all logits."""
     o, named = model.config, {name: p.detach().clone() for name, p in model.named_parameters()}
-    weights = [(level, next(n for n, q in model.named_parameters() if q is p)) for level, _, _, p in weights_of(model)]
+    names = {p: name for name, p in model.named_parameters()}
+    weights = [(level, names[p]) for level, p in weights_of(model).values()]
     start, gathered, state, out, C = dict(named), {name: 0 for _, name in weights}, None, [], o.chunks[0]
     for first in range(0, idx.shape[1], C):
         own = {name: named[name].clone().requires_grad_() for _, name in weights}
@@ -160,9 +161,9 @@ def test_learn_equals_the_loop(topology, mixer):
     for b in range(2):
         want, moved = learn_by_hand(model, idx[b:b + 1])
         assert_near('logits', logits[b:b + 1], want, 1e-8)
-        for level, block, name, p in weights_of(model):
+        for name, (_, p) in weights_of(model).items():
             full = next(n for n, q in model.named_parameters() if q is p)
-            assert_near(full, memory['delta'][block][name][b], moved[full], 1e-7)
+            assert_near(full, memory['delta'][name][b], moved[full], 1e-7)
 
 
 def test_dgd_erases_what_was_learned_as_it_writes():
@@ -193,9 +194,8 @@ def test_any_split_and_any_batch(topology):
     for sizes in ([3, 1, 4, 8, 14], [4, 4, 8, 8, 6], 1):
         parts, other = in_parts(model, idx, sizes)
         assert_near('logits', parts, whole, 1e-9)
-        for a, b in zip(memory['delta'], other['delta']):
-            for name in a:
-                assert_near(name, b[name], a[name], 1e-8)
+        for name, moved in memory['delta'].items():
+            assert_near(name, other['delta'][name], moved, 1e-8)
     alone, _ = in_parts(model, idx[1:2], 30)
     assert_near('one stream alone', alone, whole[1:2], 1e-9)
 
@@ -217,8 +217,8 @@ def test_levels_move_at_exactly_their_multiples():
     with torch.no_grad():
         for read in range(1, 26):           # a chunk's last target is the token after it: it moves as that one is read
             _, memory = learn(model, idx[:, read - 1:read], memory)
-            sizes = {level: sum(memory['delta'][b][name].abs().sum().item() for i, b, name, _ in weights_of(model)
-                                if i == level and name in memory['delta'][b]) for level in range(3)}
+            sizes = {level: sum(memory['delta'][name].abs().sum().item() for name, (i, _) in weights_of(model).items()
+                                if i == level and name in memory['delta']) for level in range(3)}
             moved = [level for level in range(3) if sizes[level] != last[level]]
             want = [level for level, n in ((0, 2), (1, 6)) if read > 1 and (read - 1) % n == 0]
             assert moved == want, f'{moved} moved as token {read} was read, not {want}'
@@ -335,7 +335,7 @@ def test_stacking_a_transformer_changes_nothing_until_it_learns(transformer, tex
         assert torch.equal(learn(model.eval(), idx)[0], torch.cat(static, dim=1)), 'bit for bit'
         model.log_step.fill_(-1.0)
         assert not torch.equal(learn(model, idx)[0], torch.cat(static, dim=1))
-    assert {level for level, block, _, _ in weights_of(model) if block == 1} == {1}, 'the depth is spread'
+    assert {name[0]: level for name, (level, _) in weights_of(model).items()} == {'0': 0, '1': 1}, 'the depth is spread'
 
     options = (f'--data={text}', f'--out_dir={tmp_path}/out', f'--init_from={transformer}/ckpt.pt', '--max_steps=6',
                '--cms_topology=stacked', '--cms_chunks=16,32', *SHORT)
