@@ -57,7 +57,7 @@ class Config:
     cms_chunks: str = ''                # tokens between two moves while reading, as in 64,256,1024,0 (0 = never)
     cms_topology: str = 'sequential'    # sequential | independent | nested | stacked (a level is a share of the depth)
     cms_inner: str = 'gd'               # what moves them while reading: gd | dgd (erases as it writes)
-    cms_step: float = 0.1               # their inner step size; it is learned if the model trains while it reads
+    cms_step: float = 1.0               # their inner step size; it is learned if the model trains while it reads
     cms_clip: float = 1.0               # largest norm of a level's mean gradient while reading
     cms_meta: str = 'first'             # training while reading: gradients of first | second order
     cms_truncate: int = 0               # ... are cut every so many chunks (0 = never)

@@ -323,6 +323,18 @@ def test_resume_in_the_middle_of_a_period(text, tmp_path):
     assert [line['ticks'] for line in lines if line.get('step') == 39 and 'loss' in line] == [[39, 9, 4]]
 
 
+def test_two_processes_equal_one_on_both_clocks(text, tmp_path):
+    options = [f'--data={text}', *SHORT, '--max_steps=12', '--cms_periods=1,4', '--cms_chunks=16,32',
+               '--mixer=deltanet']
+    inside('train.py', f'--out_dir={tmp_path}/one', *options)
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
+               os.path.join(ROOT, 'train.py'), f'--out_dir={tmp_path}/two', '--grad_accum=2', *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    one, two = losses(f'{tmp_path}/one'), losses(f'{tmp_path}/two')
+    assert list(one) == list(two) and max(abs(one[step] - two[step]) for step in one) < 1e-3
+
+
 def test_stacking_a_transformer_changes_nothing_until_it_learns(transformer, text, tmp_path):
     checkpoint, idx = load_checkpoint(f'{transformer}/ckpt.pt'), ids(1, 90)
     stacked = dict(cms_topology='stacked', cms_chunks='16,32', cms_step=0.0)
