@@ -119,7 +119,7 @@ class CMS(nn.Module):
 
 
 def weights_of(model):
-    """{'block.place.up': (level, parameter), ...}; the level is the place in the chain, stacked share of the depth."""
+    """{'block.place.up': (level, parameter), ...}; the level is the place in the chain or, stacked, the depth."""
     o, stacked = model.config, model.config.cms_topology == 'stacked'
     return {f'{b}.{i}.{name}': (b * o.n_level // o.n_layer if stacked else i, getattr(mlp, name).weight)
             for b, block in enumerate(model.blocks) for i, mlp in enumerate(block.cms.levels) for name in ('up', 'out')}

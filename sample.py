@@ -7,7 +7,7 @@ Talk to a trained model, or measure it on a text.
     python sample.py --score=FILE                       bits per byte over a file, read as one stream of any length
     python sample.py --score=FILE --learn               ... while its MLPs learn from what they read (cms.py)
     python sample.py "hello" --learn --memory=me.pt     ... and remember it: what was learned is kept in a file
-    python sample.py --learn --memory=me.pt --memory_info       what is in that file
+    python sample.py --memory=me.pt --memory_info       what is in that file
 
 Text goes to stdout as it comes; speed and the size of the model's state go to stderr. A recurrent memory's state has
 the same size after ten tokens and after a million; attention keeps the last block_size tokens.
@@ -54,7 +54,7 @@ class Sample:
     learn: bool = False                 # move the MLPs' weights by what is read, on the token clock
     memory: str = ''                    # a file that keeps what was read and learned from one call to the next
     memory_info: bool = False           # print what is in that file, and end
-    cms_chunks: str = ''                # tokens between two moves of each level ('' = as trained, or 128,512,...)
+    cms_chunks: str = ''                # tokens between two moves of each level ('' = as before, or 128,512,...)
     cms_inner: str = ''                 # gd | dgd ('' = as trained)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
@@ -68,14 +68,17 @@ class Sample:
         check(0 < self.top_p <= 1, f'--top_p must be above 0 and at most 1, not {self.top_p}')
 
 
+MEMORY = ('state', 'anchor', 'pending', 'delta', 'gathered', 'learned')     # what is kept of cms.learn's memory
+MEMORY_FORMAT = 'nested-learning-memory-1'
+
 given = read_args([Sample], sys.argv[1:], positional='prompt')
 args, = build([Sample], given)
 if sum(('score' in given, args.interactive, 'prompt' in given)) > 1:
     raise UsageError('give one of a prompt, --interactive and --score')
-if not args.learn and {'memory', 'memory_info', 'cms_chunks', 'cms_inner', 'cms_step'} & set(given):
-    raise UsageError('--memory and the --cms options are for --learn')
 if args.memory_info and not args.memory:
     raise UsageError('--memory_info needs --memory=FILE')
+if not args.learn and not args.memory_info and {'memory', 'cms_chunks', 'cms_inner', 'cms_step'} & set(given):
+    raise UsageError('--memory and the --cms options are for --learn')
 if args.memory and args.num_samples > 1:
     raise UsageError('a memory follows one text: --num_samples must be 1 with --memory')
 
@@ -86,12 +89,19 @@ torch.set_flush_denormal(True)                          # as in training
 device = pick_device(args.device)
 ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
 checkpoint = load_checkpoint(ckpt_path)
-if args.learn:                                          # any model can: with the clock it was trained with, or a guess
+hold, kept = contextlib.ExitStack(), None               # the memory's file is ours until this process ends
+if args.memory:
+    hold.enter_context(locked(args.memory))
+    if os.path.exists(args.memory):
+        kept = load_checkpoint(args.memory, 'memory', MEMORY_FORMAT, ('owner', 'next', *MEMORY), device)
+if args.learn or args.memory_info:                      # any model can: with the clock it had before, or a guess
     config = checkpoint['config']
     levels = max(len(config['cms_periods'].split(',')), len(config['cms_chunks'].split(',')))
-    config['cms_chunks'] = (args.cms_chunks or config['cms_chunks']
-                            or ','.join(str(128 * 4 ** level) for level in range(levels)))
-    config['cms_inner'] = args.cms_inner or config['cms_inner']
+    for name in ('cms_chunks', 'cms_inner'):
+        config[name] = getattr(args, name) or kept and kept['owner'].get(name) or config[name]
+    config['cms_chunks'] = config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
+    if levels == 1 and ',' in config['cms_chunks']:     # one MLP per block: their clocks differ with the depth
+        config['cms_topology'] = 'stacked'
 model = load_model(checkpoint, device).eval()
 if args.cms_step >= 0:
     model.log_step.data.fill_(math.log(args.cms_step) if args.cms_step else -math.inf)
@@ -176,29 +186,25 @@ def score(path, last, state):
 # -----------------------------------------------------------------------------
 # remembering from one call to the next
 
-FORMAT = 'nested-learning-memory-1'
-KEYS = ('state', 'anchor', 'pending', 'delta', 'gathered', 'learned')       # of cms.learn's memory
-
-
 def owner():
     """Which model a memory belongs to, and the clock that it was kept with, {what: value}."""
     weights = hashlib.sha256()
-    for p in model.state_dict().values():
-        weights.update(p.cpu().contiguous().numpy().tobytes())
+    for name, p in model.state_dict().items():
+        if name != 'log_step':                          # --cms_step is not part of who remembers
+            weights.update(p.cpu().contiguous().numpy().tobytes())
     return {'mixer': model.config.mixer, 'step': checkpoint['step'], 'weights': weights.hexdigest()[:16],
-            'cms_chunks': model.config.cms_chunks, 'cms_topology': model.config.cms_topology}
+            **{name: getattr(model.config, name) for name in ('cms_chunks', 'cms_topology', 'cms_inner')}}
 
 
-def load_memory(path):
-    """-> the tokens that are yet to be read, and the memory before them; nothing if there is no such file."""
-    if not os.path.exists(path):
+def recall_memory():
+    """-> the tokens that are yet to be read, and the memory before them; nothing if there is no file yet."""
+    if kept is None:
         return [], None
-    saved = load_checkpoint(path, 'memory', FORMAT, ('owner', 'next', *KEYS), device)
     for what, value in owner().items():
-        if saved['owner'].get(what) != value:
-            raise UserError(f"{path} is the memory of another model: its {what} is {saved['owner'].get(what)}, that of "
-                            f'{ckpt_path} is {value}')
-    return saved['next'], {key: saved[key] for key in KEYS}
+        if kept['owner'].get(what) != value:
+            raise UserError(f"{args.memory} is the memory of another model: its {what} is {kept['owner'].get(what)}, "
+                            f'that of {ckpt_path} is {value}')
+    return kept['next'], {key: kept[key] for key in MEMORY}
 
 
 def save_memory(path, tokens, memory):
@@ -207,8 +213,8 @@ def save_memory(path, tokens, memory):
         if isinstance(x, (list, dict)):
             return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
         return x.detach().clone() if torch.is_tensor(x) else x
-    kept = copy({key: memory[key] for key in KEYS})
-    save_checkpoint(path, {'format': FORMAT, 'owner': owner(), 'next': tokens, **kept})
+    plain = copy({key: memory[key] for key in MEMORY})
+    save_checkpoint(path, {'format': MEMORY_FORMAT, 'owner': owner(), 'next': tokens, **plain})
 
 
 def print_memory(path, memory):
@@ -231,36 +237,35 @@ def print_memory(path, memory):
 
 rng = torch.Generator(device=device).manual_seed(args.seed)
 reader = Learner(model) if args.learn else model
-with locked(args.memory) if args.memory else contextlib.nullcontext():
-    pending, state = load_memory(args.memory) if args.memory else ([], None)
-    if args.memory_info:
-        if state is None:
-            raise UserError(f'there is no memory {args.memory} yet')
-        print_memory(args.memory, state)
-        sys.exit()
-    if 'score' in given:
-        pending, state = score(args.score, (pending or [enc.eot_token])[-1], state)
-    elif args.interactive:
-        note('a prompt a line; the model goes on from all lines so far. Ctrl-D ends.')
-        while True:
-            try:
-                line = input('> ')
-            except (EOFError, KeyboardInterrupt):
-                note()
-                break
-            tokens = encode(enc, os.fsencode(line + '\n')).tolist()
-            pending, state = write(pending + tokens, state, rng)
+pending, state = recall_memory()
+if args.memory_info:
+    if state is None:
+        raise UserError(f'there is no memory {args.memory} yet')
+    print_memory(args.memory, state)
+    sys.exit()
+if 'score' in given:
+    pending, state = score(args.score, (pending or [enc.eot_token])[-1], state)
+elif args.interactive:
+    note('a prompt a line; the model goes on from all lines so far. Ctrl-D ends.')
+    while True:
+        try:
+            line = input('> ')
+        except (EOFError, KeyboardInterrupt):
+            note()
+            break
+        tokens = encode(enc, os.fsencode(line + '\n')).tolist()
+        pending, state = write(pending + tokens, state, rng)
+else:
+    if 'prompt' in given:
+        text = sys.stdin.buffer.read() if args.prompt == '-' else os.fsencode(args.prompt)
+        tokens = pending + prompt_tokens(text)
     else:
-        if 'prompt' in given:
-            text = sys.stdin.buffer.read() if args.prompt == '-' else os.fsencode(args.prompt)
-            tokens = pending + prompt_tokens(text)
-        else:
-            text, tokens = b'', pending or [enc.eot_token]
-        for i in range(args.num_samples):
-            if args.num_samples > 1:
-                note(f'--- sample {i + 1} of {args.num_samples}')
-            print(text.decode(errors='replace'), end='', flush=True)
-            pending, after = write(tokens, state, rng)
-        state = after
-    if args.memory and state is not None:
-        save_memory(args.memory, pending, state)
+        text, tokens = b'', pending or [enc.eot_token]
+    for i in range(args.num_samples):
+        if args.num_samples > 1:
+            note(f'--- sample {i + 1} of {args.num_samples}')
+        print(text.decode(errors='replace'), end='', flush=True)
+        pending, after = write(tokens, state, rng)
+    state = after
+if args.memory and state is not None:
+    save_memory(args.memory, pending, state)

@@ -369,7 +369,7 @@ def test_memory_file(transformer, text, tmp_path):
     mine = f'--memory={tmp_path}/me.pt'
     assert 'no memory' in shell('sample.py', mine, '--memory_info', *learning, code=1).stderr
     shell('sample.py', 'line 3: the answer to 3 is', mine, '--max_new_tokens=30', '--stop=false', *learning)
-    info = shell('sample.py', mine, '--memory_info', *learning).stdout
+    info = shell('sample.py', mine, '--memory_info', f'--out_dir={transformer}').stdout
     kept = torch.load(tmp_path / 'me.pt', weights_only=True)
     assert f"tokens_read:        {26 + 29}" in info and '3 moves' in info and len(kept['next']) == 1
     shell('sample.py', f'--score={text}', mine, *learning)
