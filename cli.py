@@ -185,13 +185,14 @@ def locked(path):
         yield
         return
     try:
+        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
         file = open(f'{path}.lock', 'ab')
     except OSError as error:
         raise UserError(f'could not write {path}.lock: {error.strerror}') from None
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise UserError(f'{path} is in use by another process; wait until it ends, or name another file') from None
         yield
 

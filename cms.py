@@ -64,6 +64,7 @@ class Erasing(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):                                       # g (B, T, m), of a mean over T tokens
         x, W, delta = ctx.saved_tensors
+        g = g.to(W.dtype)                                       # bfloat16 under autocast
         answer = x @ delta.mT / x.square().sum(-1, keepdim=True).clamp(min=1e-6) / x.shape[1]   # (B, T, m)
         return g @ W, g.mT @ x, None, answer.mT @ x             # (B, m, T) x (B, T, n) -> (B, m, n)
 
@@ -197,7 +198,7 @@ def learn(model, idx, memory=None):
         if memory['pending'].shape[1] == C:                     # a whole chunk was read, and here is the token after it
             targets = torch.cat([memory['pending'][:, 1:], idx[:, t:t + 1]], dim=1)             # (B, C)
             if logits is None:                                  # it was read in parts: once more as a whole
-                with torch.enable_grad():
+                with torch.enable_grad(), kernels():
                     logits = model(memory['pending'], state=memory['anchor'], fast=fast)[0]
             memory = move(model, memory, fast, logits, targets, training)
             fast = fast_weights(model, memory['delta'], training)
@@ -254,10 +255,11 @@ def move(model, memory, fast, logits, targets, training):
             gathered[name] = torch.zeros_like(mean[name])
         if o.cms_topology == 'nested':
             delta |= {name: torch.zeros_like(delta[name]) for name in fast if weights[name][0] < level}
+    state = memory['state']
     if not training or o.cms_truncate and learned % (o.cms_truncate * C) == 0:
-        delta, gathered = detached(delta), detached(gathered)
+        delta, gathered, state = detached(delta), detached(gathered), [*map(detached, state)]
     return memory | {'delta': delta, 'gathered': gathered, 'learned': learned, 'pending': targets[:, :0],
-                     'anchor': memory['state']}
+                     'state': state, 'anchor': state}
 
 
 class Learner(nn.Module):

@@ -60,7 +60,7 @@ class Config:
     cms_step: float = 1.0               # their inner step size; it is learned if the model trains while it reads
     cms_clip: float = 1.0               # largest norm of a level's mean gradient while reading
     cms_meta: str = 'first'             # training while reading: gradients of first | second order
-    cms_truncate: int = 0               # ... are cut every so many chunks (0 = never)
+    cms_truncate: int = 0               # ... and of the recurrent state are cut every so many chunks (0 = never)
 
     def __post_init__(self):
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'memory_chunk',
@@ -95,8 +95,9 @@ class Config:
               f'--cms_topology=stacked spreads n_layer={self.n_layer} over the levels, and there are {self.n_level}')
         check(self.cms_topology != 'nested' or set(self.periods) == {1},
               '--cms_topology=nested starts levels again while reading; it is for --cms_chunks, not --cms_periods')
-        check(self.cms_step >= 0 and self.cms_clip > 0 and self.cms_truncate >= 0,
-              '--cms_step and --cms_truncate must be at least 0, and --cms_clip above it')
+        check(0 <= self.cms_step < math.inf and self.cms_truncate >= 0,
+              f'--cms_step={self.cms_step} and --cms_truncate={self.cms_truncate} must be at least 0, and finite')
+        check(0 < self.cms_clip <= 1e9, f'--cms_clip must be above 0 and at most 1e9, not {self.cms_clip}')
 
     @property
     def n_level(self):
@@ -330,7 +331,7 @@ def pick_device(name):
 
 
 def state_bytes(state):
-    """Bytes that a state holds, or a memory of cms.learn."""
+    """Bytes that a state holds, or what a memory of cms.learn keeps in lists and dicts."""
     if torch.is_tensor(state):
         return state.numel() * state.element_size()
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
@@ -376,10 +377,13 @@ def load_model(checkpoint, device='cpu'):
     """The model in a checkpoint, on device. UserError if its configuration and its weights do not fit together."""
     try:
         model = Hope(Config(**checkpoint['config']))
-        own = {} if model.log_step is None else {'log_step': model.log_step}    # clocks may be given to any model
-        model.load_state_dict(own | checkpoint['model'])
+        weights, own = dict(checkpoint['model']), model.log_step    # another number of clocks starts with cms_step
+        if own is None or 'log_step' not in weights or weights['log_step'].shape != own.shape:
+            weights = {name: p for name, p in weights.items() if name != 'log_step'}
+            weights |= {} if own is None else {'log_step': own}
+        model.load_state_dict(weights)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise UserError(f'the checkpoint does not fit this code: {str(error).splitlines()[0]}') from None
+        raise UserError(f"the checkpoint does not fit: {' '.join(str(error).split())[:300]}") from None
     return model.to(device)
 
 

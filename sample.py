@@ -27,7 +27,7 @@ import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
 from cms import Learner, weights_of
-from model import load_checkpoint, load_model, pick_device, save_checkpoint, state_bytes
+from model import Config, load_checkpoint, load_model, pick_device, save_checkpoint, state_bytes
 from tokenizer import encode, get_tokenizer
 
 one_line_errors()
@@ -66,6 +66,7 @@ class Sample:
         check(0 <= self.temperature < math.inf, f'--temperature must be at least 0, not {self.temperature}')
         check(self.top_k >= 0, f'--top_k must be at least 0, not {self.top_k}')
         check(0 < self.top_p <= 1, f'--top_p must be above 0 and at most 1, not {self.top_p}')
+        check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
 
 
 MEMORY = ('state', 'anchor', 'pending', 'delta', 'gathered', 'learned')     # what is kept of cms.learn's memory
@@ -83,25 +84,85 @@ if args.memory and args.num_samples > 1:
     raise UsageError('a memory follows one text: --num_samples must be 1 with --memory')
 
 # -----------------------------------------------------------------------------
+# remembering from one call to the next
+
+
+def owner():
+    """Which model a memory belongs to, {what: value}."""
+    weights = hashlib.sha256()
+    for name, p in checkpoint['model'].items():
+        if name != 'log_step':                          # a step size is not part of who remembers
+            weights.update(p.contiguous().numpy().tobytes())
+    return {'mixer': checkpoint['config']['mixer'], 'step': checkpoint['step'], 'weights': weights.hexdigest()[:16]}
+
+
+def load_memory():
+    """What save_memory wrote; UserError if it was for another model, or on another clock than the command line's."""
+    saved = load_checkpoint(args.memory, 'memory', MEMORY_FORMAT, ('owner', 'clock', 'next', *MEMORY), device)
+    for what, value in owner().items():
+        if saved['owner'].get(what) != value:
+            raise UserError(f"{args.memory} is the memory of another model: its {what} is {saved['owner'].get(what)}, "
+                            f'that of {ckpt_path} is {value}')
+    for name, value in saved['clock'].items():
+        if getattr(args, name, '') not in ('', value):
+            raise UserError(f'{args.memory} was kept with --{name}={value}, not {getattr(args, name)}')
+    return saved
+
+
+def save_memory(tokens, memory):
+    """
+    Write the memory and the tokens yet to be read to --memory, whole or not at all. Copies, because a view would be
+    written with all that it is a view of.
+    """
+    if not args.memory or memory is None:
+        return
+    if not all(x.isfinite().all() for x in memory['delta'].values()):
+        raise UserError(f'what was learned is not finite, and {args.memory} stays as it was; try a smaller --cms_step')
+
+    def copy(x):
+        if isinstance(x, (list, dict)):
+            return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
+        return x.detach().clone() if torch.is_tensor(x) else x
+    clock = {name: getattr(model.config, name) for name in ('cms_chunks', 'cms_topology', 'cms_inner')}
+    plain = copy({key: memory[key] for key in MEMORY})
+    save_checkpoint(args.memory, {'format': MEMORY_FORMAT, 'owner': owner(), 'clock': clock, 'next': tokens, **plain})
+
+
+def print_memory(memory):
+    """What is in a memory: how much was read, and how far each level has moved, also as a share of where it started."""
+    print_block(memory=args.memory, tokens_read=memory['learned'] + memory['pending'].shape[1],
+                tokens_learned=memory['learned'], bytes=os.path.getsize(args.memory))
+    for level, chunk in enumerate(model.config.chunks):
+        squares, start = 0.0, 0.0
+        for name, (its, p) in weights_of(model).items():
+            if its == level and chunk:
+                squares, start = squares + memory['delta'][name].square().sum(), start + p.detach().square().sum()
+        if chunk:
+            moved = squares.sqrt().item()
+            print_block(**{f'level_{level}': f"every {chunk:,} tokens, {memory['learned'] // chunk:,} moves, "
+                                             f'change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)'})
+
+
+# -----------------------------------------------------------------------------
 # the model
 
 torch.set_flush_denormal(True)                          # as in training
 device = pick_device(args.device)
 ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
 checkpoint = load_checkpoint(ckpt_path)
-hold, kept = contextlib.ExitStack(), None               # the memory's file is ours until this process ends
-if args.memory:
+hold = contextlib.ExitStack()                           # the memory's file is ours until this process ends
+if args.memory and not args.memory_info:
     hold.enter_context(locked(args.memory))
-    if os.path.exists(args.memory):
-        kept = load_checkpoint(args.memory, 'memory', MEMORY_FORMAT, ('owner', 'next', *MEMORY), device)
+kept = load_memory() if os.path.exists(args.memory) else None
 if args.learn or args.memory_info:                      # any model can: with the clock it had before, or a guess
     config = checkpoint['config']
     levels = max(len(config['cms_periods'].split(',')), len(config['cms_chunks'].split(',')))
     for name in ('cms_chunks', 'cms_inner'):
-        config[name] = getattr(args, name) or kept and kept['owner'].get(name) or config[name]
+        config[name] = getattr(args, name) or kept and kept['clock'].get(name) or config[name]
     config['cms_chunks'] = config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
     if levels == 1 and ',' in config['cms_chunks']:     # one MLP per block: their clocks differ with the depth
         config['cms_topology'] = 'stacked'
+    build([Config], config)                             # what is wrong with these is said as such
 model = load_model(checkpoint, device).eval()
 if args.cms_step >= 0:
     model.log_step.data.fill_(math.log(args.cms_step) if args.cms_step else -math.inf)
@@ -184,64 +245,15 @@ def score(path, last, state):
 
 
 # -----------------------------------------------------------------------------
-# remembering from one call to the next
-
-def owner():
-    """Which model a memory belongs to, and the clock that it was kept with, {what: value}."""
-    weights = hashlib.sha256()
-    for name, p in model.state_dict().items():
-        if name != 'log_step':                          # --cms_step is not part of who remembers
-            weights.update(p.cpu().contiguous().numpy().tobytes())
-    return {'mixer': model.config.mixer, 'step': checkpoint['step'], 'weights': weights.hexdigest()[:16],
-            **{name: getattr(model.config, name) for name in ('cms_chunks', 'cms_topology', 'cms_inner')}}
-
-
-def recall_memory():
-    """-> the tokens that are yet to be read, and the memory before them; nothing if there is no file yet."""
-    if kept is None:
-        return [], None
-    for what, value in owner().items():
-        if kept['owner'].get(what) != value:
-            raise UserError(f"{args.memory} is the memory of another model: its {what} is {kept['owner'].get(what)}, "
-                            f'that of {ckpt_path} is {value}')
-    return kept['next'], {key: kept[key] for key in MEMORY}
-
-
-def save_memory(path, tokens, memory):
-    """Write it, whole or not at all; copies, because a view would be written with all that it is a view of."""
-    def copy(x):
-        if isinstance(x, (list, dict)):
-            return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
-        return x.detach().clone() if torch.is_tensor(x) else x
-    plain = copy({key: memory[key] for key in MEMORY})
-    save_checkpoint(path, {'format': MEMORY_FORMAT, 'owner': owner(), 'next': tokens, **plain})
-
-
-def print_memory(path, memory):
-    """What is in a memory: how much was read, and how far each level has moved, also as a share of where it started."""
-    print_block(memory=path, tokens_read=memory['learned'] + memory['pending'].shape[1],
-                tokens_learned=memory['learned'], bytes=os.path.getsize(path))
-    for level, chunk in enumerate(model.config.chunks):
-        squares, start = 0.0, 0.0
-        for name, (its, p) in weights_of(model).items():
-            if its == level and chunk:
-                squares, start = squares + memory['delta'][name].square().sum(), start + p.detach().square().sum()
-        if chunk:
-            moved = squares.sqrt().item()
-            print_block(**{f'level_{level}': f"every {chunk:,} tokens, {memory['learned'] // chunk:,} moves, "
-                                             f'change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)'})
-
-
-# -----------------------------------------------------------------------------
 # go
 
 rng = torch.Generator(device=device).manual_seed(args.seed)
 reader = Learner(model) if args.learn else model
-pending, state = recall_memory()
+pending, state = (kept['next'], {key: kept[key] for key in MEMORY}) if kept else ([], None)
 if args.memory_info:
-    if state is None:
+    if kept is None:
         raise UserError(f'there is no memory {args.memory} yet')
-    print_memory(args.memory, state)
+    print_memory(state)
     sys.exit()
 if 'score' in given:
     pending, state = score(args.score, (pending or [enc.eot_token])[-1], state)
@@ -255,6 +267,7 @@ elif args.interactive:
             break
         tokens = encode(enc, os.fsencode(line + '\n')).tolist()
         pending, state = write(pending + tokens, state, rng)
+        save_memory(pending, state)                     # after every line: a Ctrl-C while it writes loses one
 else:
     if 'prompt' in given:
         text = sys.stdin.buffer.read() if args.prompt == '-' else os.fsencode(args.prompt)
@@ -267,5 +280,4 @@ else:
         print(text.decode(errors='replace'), end='', flush=True)
         pending, after = write(tokens, state, rng)
     state = after
-if args.memory and state is not None:
-    save_memory(args.memory, pending, state)
+save_memory(pending, state)

@@ -133,6 +133,8 @@ else:
     source, base = None, PRESETS[preset]
     if run.init_from:
         source = load_checkpoint(run.init_from)
+        if 'cms_step' in given:                         # else the step sizes that it learned, if it did
+            source['model'].pop('log_step', None)
         base = base | source['config'] | {'tokenizer': source['run']['tokenizer']}
         if base['tokenizer'].startswith('bpe'):
             raise UserError(f'{run.init_from} has a tokenizer learned on its data, which --init_from cannot carry')
@@ -162,7 +164,12 @@ use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
 has_compiler = on_gpu or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
 worth_it = on_gpu or config.mixer in DEEP and run.max_steps >= 200           # on a CPU it pays for the deep memories
-use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it
+use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it and not config.chunks
+if use_compile and config.chunks:                       # its backward passes can neither be kept nor differentiated
+    raise UsageError('--compile=true is not for models that learn while they read (--cms_chunks)')
+if config.chunks and config.block_size <= config.chunks[0]:
+    raise UsageError(f'--block_size={config.block_size} must be above the first of --cms_chunks={config.cms_chunks}, '
+                     'or no level would move while training reads')
 if use_compile and not has_compiler:
     raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
@@ -213,9 +220,10 @@ if checkpoint:
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
 reader = Learner(raw_model) if config.chunks else raw_model                 # on the token clock, or as it is
-model = reader if not use_compile else Learner(torch.compile(raw_model)) if config.chunks else torch.compile(raw_model)
+model = torch.compile(reader) if use_compile else reader
 if ddp:
-    model = DistributedDataParallel(model, device_ids=[device] if on_gpu else None)
+    model = DistributedDataParallel(model, device_ids=[device] if on_gpu else None,
+                                    find_unused_parameters=bool(config.chunks))     # a step size that was cut off
 
 flops = raw_model.flops_per_token(config.block_size)
 say(f'model: {config.mixer}, {raw_model.num_params():,} parameters, {flops / 1e6:.1f} MFLOP per token')
@@ -348,7 +356,7 @@ signal.signal(signal.SIGTERM, on_signal)
 if step >= run.max_steps and checkpoint:
     say(f'{ckpt_path} is at step {step} already; give a larger --max_steps to go on')
 first_step, train_seconds, recent = step, 0.0, []
-moves = {}                                              # of each level, the size of its last
+moves = ([line['moves'] for line in lines if 'moves' in line] or [[0.0] * config.n_level])[-1]     # each level's last
 share = run.batch_size // (world * run.grad_accum)      # sequences that go through the model at once
 while True:
     # evaluate, sample, save
@@ -406,7 +414,7 @@ while True:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     step += 1
-    moves |= moved
+    moves = [moved.get(level, size) for level, size in enumerate(moves)]
 
     # log; the first step is not counted in the speed, it compiles and fills caches
     seconds = time.perf_counter() - start_time
@@ -415,7 +423,7 @@ while True:
     mean = sum(recent) / len(recent) if recent else seconds
     speed = run.batch_size * config.block_size / mean
     losses.append(loss)
-    levels = {'ticks': [step // n for n in config.periods], 'moves': [moves.get(l) for l in range(config.n_level)]}
+    levels = {'ticks': [step // n for n in config.periods], 'moves': moves}
     log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
         **levels if config.n_level > 1 else {})
     say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} | bpb {loss * bits_per_byte:7.4f} | lr {lr:.2e} '

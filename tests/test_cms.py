@@ -12,6 +12,7 @@ from conftest import ROOT, assert_near
 from test_scripts import TINY, inside, losses, shell
 
 import cms
+from cli import UsageError
 from cms import TOPOLOGIES, learn, moving, start_memory, weights_of
 from model import Config, Hope, load_checkpoint, load_model, state_bytes
 
@@ -68,7 +69,8 @@ def test_the_chain_is_what_its_docstring_says(topology):
     (dict(cms_chunks='8,4'), 'multiple'), (dict(cms_chunks='0,8'), 'fastest'), (dict(cms_chunks='8,,9'), 'cms_chunks'),
     (dict(cms_chunks='4,8', cms_periods='1,2,4'), 'levels'), (dict(cms_topology='tree'), 'cms_topology'),
     (dict(cms_topology='nested', cms_periods='1,2'), 'nested'), (dict(cms_inner='adam'), 'cms_inner'),
-    (dict(cms_topology='stacked', cms_chunks='4,8,16'), 'n_layer'), (dict(cms_step=-1.0), 'cms_step')])
+    (dict(cms_topology='stacked', cms_chunks='4,8,16'), 'n_layer'), (dict(cms_step=-1.0), 'cms_step'),
+    (dict(cms_clip=float('inf')), 'cms_clip')])
 def test_refuses(options, named):
     with pytest.raises(ValueError, match=named):
         Config(**dict(n_layer=2, n_head=2, n_embd=8) | options)
@@ -241,6 +243,9 @@ def test_the_memory_does_not_grow():
     model = tiny(mixer='hope', memory_chunk=2).eval()
     sizes = [state_bytes(in_parts(model, ids(1, n), n)[1]) for n in (20, 200)]
     assert sizes[0] == sizes[1]
+    _, memory = in_parts(model, ids(1, 200), 8)
+    kept = [*memory['delta'].values(), *memory['gathered'].values(), *(x for s in memory['state'] for x in s.values())]
+    assert not any(x.grad_fn for x in kept if torch.is_tensor(x)), 'nor does a graph'
 
 
 @pytest.mark.parametrize('mixer, inner', [('gated_deltanet', 'gd'), ('attention', 'gd'), ('hope', 'dgd')])
@@ -313,7 +318,8 @@ def test_resume_in_the_middle_of_a_period(text, tmp_path):
                 break
         process.stdout.read()
     stopped = torch.load(os.path.join(dirs[1], 'ckpt.pt'))
-    assert stopped['step'] % 4 == 0 or stopped['gathered'], 'what was gathered is in the checkpoint'
+    assert 13 <= stopped['step'] < 40
+    assert bool(stopped['gathered']) == (stopped['step'] % 8 != 0), 'what was gathered is in the checkpoint'
     shell('train.py', '--resume', f'--out_dir={dirs[1]}')
     assert losses(dirs[0]) == losses(dirs[1])
     a, b = (torch.load(os.path.join(d, 'ckpt.pt'))['model'] for d in dirs)
@@ -361,6 +367,21 @@ def test_reading_with_learning_is_better_here(transformer, text):
         out = shell('sample.py', f'--score={text}', f'--out_dir={transformer}', *args).stdout
         return float(dict(line.split(':', 1) for line in out.splitlines())['bits_per_byte'])
     assert bits('--learn', '--cms_chunks=64', '--cms_step=0.3') < bits() - 0.25
+
+
+def test_bfloat16_and_dgd(text, tmp_path):
+    inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/out', *SHORT, '--max_steps=3', '--dtype=bfloat16',
+           '--cms_chunks=16,32', '--cms_inner=dgd', '--mixer=deltanet')
+    with pytest.raises(UsageError, match='block_size'):
+        inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/other', *SHORT, '--cms_chunks=64')
+
+
+def test_what_is_not_finite_is_not_kept(transformer, text, tmp_path):
+    args = (f'--out_dir={transformer}', '--learn', '--cms_chunks=16')
+    failed = shell('sample.py', f'--score={text}', f'--memory={tmp_path}/me.pt', '--cms_step=1e30', *args, code=1)
+    assert 'not finite' in failed.stderr and not os.path.exists(tmp_path / 'me.pt')
+    assert 'cms_step' in shell('sample.py', 'x', '--cms_step=nan', *args, code=2).stderr
+    assert 'cms_chunks' in shell('sample.py', 'x', args[0], '--learn', '--cms_chunks=abc', code=2).stderr
 
 
 def test_memory_file(transformer, text, tmp_path):
