@@ -125,6 +125,16 @@ def print_help(classes, hidden=()):
                 print(f"  --{f'{f.name}={f.default}':<28} {notes.get(f.name, '')}")
 
 
+def clock(name, text, lowest):
+    """'1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before; 0, where allowed, is a level that never moves."""
+    ticks = tuple(int(n) if n.isdecimal() else -1 for n in text.split(','))
+    check(min(ticks) >= lowest, f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
+    moving = [n for n in ticks if n]
+    check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
+          f'--{name} goes from fast to slow, each a multiple of the one before it, not {text}')
+    return ticks
+
+
 def check(condition, message):
     """For __post_init__: a value out of range becomes a ValueError, which build reports in one line."""
     if not condition:

@@ -19,30 +19,16 @@ Glossary
     theta^(l)       up, out         (2 h, D), (D, h)    the weights of a level of hidden width h, all blocks together
     theta - theta_0 delta           (B, 2 h, D), ...    how far a stream's own weights have moved
     eta^(l)         log_step        (K,)                inner step size of a level, learned in log space
-    C               chunks[0]       tokens that are read with the same weights
-    B batch, T time, D model width, h hidden width, K levels, L blocks
+    B batch, T time, C = chunks[0] tokens that are read with the same weights, D model width, K levels
 """
 import contextlib
-import functools
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cli import check
-
 TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked')
-
-
-def clock(name, text, lowest):
-    """'1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before; 0, where allowed, is a level that never moves."""
-    ticks = tuple(int(n) if n.isdecimal() else -1 for n in text.split(','))
-    check(min(ticks) >= lowest, f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
-    moving = [n for n in ticks if n]
-    check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
-          f'--{name} goes from fast to slow, each a multiple of the one before it, not {text}')
-    return ticks
 
 
 # -----------------------------------------------------------------------------
@@ -111,11 +97,8 @@ class CMS(nn.Module):
         """x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None."""
         fast, total = fast or {}, x
         for i, level in enumerate(self.levels):
-            y = level(x, fast.get(f'{self.block}.{i}.up'), fast.get(f'{self.block}.{i}.out'))
-            if self.mix is None:
-                x = total = x + y
-            else:
-                total = total + self.mix[i] * y
+            y = level(x if self.mix is not None else total, *(fast.get(f'{self.block}.{i}.{n}') for n in ('up', 'out')))
+            total = total + (y if self.mix is None else self.mix[i] * y)
         return total
 
 
@@ -192,7 +175,7 @@ def learn(model, idx, memory=None):
     memory = memory or start_memory(model, len(idx))
     second = training and model.config.cms_meta == 'second'
     # fused attention has no second derivative, the plain one has
-    kernels = functools.partial(sdpa_kernel, SDPBackend.MATH) if second else contextlib.nullcontext
+    kernels = (lambda: sdpa_kernel(SDPBackend.MATH)) if second else contextlib.nullcontext
     fast, logits = memory.get('trace') or (fast_weights(model, memory['delta'], training), None)
     while t < idx.shape[1]:
         if memory['pending'].shape[1] == C:                     # a whole chunk was read, and here is the token after it
@@ -214,7 +197,6 @@ def learn(model, idx, memory=None):
 
 
 def detached(tensors):
-    """A dict with its tensors cut from the graph."""
     return {name: x.detach() if torch.is_tensor(x) else x for name, x in tensors.items()}
 
 
@@ -235,12 +217,11 @@ def move(model, memory, fast, logits, targets, training):
     """
     o, C, weights, own = model.config, targets.shape[1], weights_of(model), fast.values()
     delta, gathered, learned = dict(memory['delta']), dict(memory['gathered']), memory['learned'] + C
-    inputs = [*own] if o.cms_inner == 'gd' else [W for W, _, _ in own] + [erased for _, _, erased in own]
+    wrt = [*own] if o.cms_inner == 'gd' else [W for W, _, _ in own] + [erased for _, _, erased in own]
     with torch.enable_grad():
         # the sum over the streams: what one reads has no part in the gradient of another's weights
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum') / C
-        second = training and o.cms_meta == 'second'
-        grads = torch.autograd.grad(loss, inputs, retain_graph=training, create_graph=second)
+        grads = torch.autograd.grad(loss, wrt, retain_graph=training, create_graph=training and o.cms_meta == 'second')
     for i, name in enumerate(fast):                             # with DGD, what is written and what is erased
         gathered[name] = gathered[name] + sum(grads[i::len(fast)])
     for level, ticks in enumerate(o.chunks):
@@ -279,13 +260,11 @@ class Learner(nn.Module):
 
 def source(n, noise=0.1):
     """n tokens at a time, each a fixed function of the one before it, or, one time in ten, any of 16."""
-    then, token = torch.randperm(16).tolist(), 0
+    then, tokens = torch.randperm(16).tolist(), [0]
     while True:
-        tokens = []
         for _ in range(n):
-            token = then[token] if torch.rand(()) > noise else int(torch.randint(16, ()))
-            tokens.append(token)
-        yield torch.tensor([tokens])
+            tokens.append(then[tokens[-1]] if torch.rand(()) > noise else int(torch.randint(16, ())))
+        yield torch.tensor([tokens[-n:]])
 
 
 def main():

@@ -21,8 +21,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from cli import UserError, atomic_write, check
-from cms import CMS, TOPOLOGIES, clock, learn
+from cli import UserError, atomic_write, check, clock
+from cms import CMS, TOPOLOGIES, learn
 from kernels import at_least_float32
 from memory import DEEP, MIXERS
 

@@ -298,6 +298,14 @@ def text(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture
+def short(text, tmp_path):
+    path = tmp_path / 'short.txt'
+    with open(text) as file:
+        path.write_text(file.read(3000))
+    return str(path)
+
+
 @pytest.fixture(scope='module')
 def transformer(text, tmp_path_factory):
     out_dir = str(tmp_path_factory.mktemp('transformer') / 'out')
@@ -376,15 +384,15 @@ def test_bfloat16_and_dgd(text, tmp_path):
         inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/other', *SHORT, '--cms_chunks=64')
 
 
-def test_what_is_not_finite_is_not_kept(transformer, text, tmp_path):
+def test_what_is_not_finite_is_not_kept(transformer, short, tmp_path):
     args = (f'--out_dir={transformer}', '--learn', '--cms_chunks=16')
-    failed = shell('sample.py', f'--score={text}', f'--memory={tmp_path}/me.pt', '--cms_step=1e30', *args, code=1)
+    failed = shell('sample.py', f'--score={short}', f'--memory={tmp_path}/me.pt', '--cms_step=1e30', *args, code=1)
     assert 'not finite' in failed.stderr and not os.path.exists(tmp_path / 'me.pt')
     assert 'cms_step' in shell('sample.py', 'x', '--cms_step=nan', *args, code=2).stderr
     assert 'cms_chunks' in shell('sample.py', 'x', args[0], '--learn', '--cms_chunks=abc', code=2).stderr
 
 
-def test_memory_file(transformer, text, tmp_path):
+def test_memory_file(transformer, short, tmp_path):
     """Two calls are one: what is learned, read and said is kept between them. Foreign and damaged files are refused."""
     learning = (f'--out_dir={transformer}', '--learn', '--cms_chunks=16', '--cms_step=0.5')
     mine = f'--memory={tmp_path}/me.pt'
@@ -393,9 +401,9 @@ def test_memory_file(transformer, text, tmp_path):
     info = shell('sample.py', mine, '--memory_info', f'--out_dir={transformer}').stdout
     kept = torch.load(tmp_path / 'me.pt', weights_only=True)
     assert f"tokens_read:        {26 + 29}" in info and '3 moves' in info and len(kept['next']) == 1
-    shell('sample.py', f'--score={text}', mine, *learning)
+    shell('sample.py', f'--score={short}', mine, *learning)
     again = torch.load(tmp_path / 'me.pt', weights_only=True)
-    assert again['learned'] + again['pending'].shape[1] == 26 + 29 + os.path.getsize(text)
+    assert again['learned'] + again['pending'].shape[1] == 26 + 29 + os.path.getsize(short)
     assert os.path.getsize(tmp_path / 'me.pt') < state_bytes(again) + 30_000, 'not all that they are views of'
     for args, named in ((('--cms_chunks=32',), 'cms_chunks'), (('--num_samples=2',), 'num_samples')):
         other = [a for a in learning if not a.startswith(args[0].split('=')[0])]
