@@ -201,9 +201,8 @@ bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token
 # model and optimizer
 
 config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
-raw_model = load_model(checkpoint, device) if checkpoint else Hope(config).to(device)
-if run.init_from and not checkpoint:
-    raw_model = load_model({'config': dataclasses.asdict(config), 'model': source['model']}, device)
+origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 'model': source['model']}
+raw_model = load_model(origin, device) if origin else Hope(config).to(device)
 groups = param_groups(raw_model, run.weight_decay, run.start_lr)
 optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
 step, best_loss = 0, math.inf

@@ -1,4 +1,4 @@
-"""Shared by all tests: the repository root on the path, one thread, a comparison that says by how much it failed."""
+"""Shared by all tests: the root on the path, one thread, a text, a comparison that says by how much it failed."""
 import os
 import sys
 
@@ -6,6 +6,7 @@ os.environ.setdefault('OMP_NUM_THREADS', '1')
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import pytest  # noqa: E402
 import torch  # noqa: E402
 
 torch.set_num_threads(1)
@@ -16,3 +17,10 @@ def assert_near(name, got, want, tolerance):
     assert got.shape == want.shape, f'{name}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}'
     error = ((got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-3)).item()
     assert error <= tolerance, f'{name}: relative difference {error:.2e}, allowed {tolerance:.0e}'
+
+
+@pytest.fixture(scope='module')
+def text(tmp_path_factory):
+    path = tmp_path_factory.mktemp('text') / 'text.txt'
+    path.write_text(''.join(f'line {i}: the answer to {i % 7} is {i % 7 * 6}.\n' for i in range(1000)))
+    return str(path)

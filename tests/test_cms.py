@@ -13,7 +13,7 @@ from test_scripts import TINY, inside, losses, shell
 
 import cms
 from cli import UsageError
-from cms import TOPOLOGIES, learn, moving, start_memory, weights_of
+from cms import TOPOLOGIES, learn, moving, weights_of
 from model import Config, Hope, load_checkpoint, load_model, state_bytes
 
 
@@ -184,7 +184,7 @@ def test_dgd_erases_what_was_learned_as_it_writes():
     model, idx = tiny(cms_inner='dgd').eval(), ids(1, 40)
     plain = tiny().eval()
     with torch.no_grad():
-        (a, first), (b, _) = learn(model, idx[:, :8]), learn(plain, idx[:, :8])
+        (a, _), (b, _) = learn(model, idx[:, :8]), learn(plain, idx[:, :8])
         assert torch.equal(a, b), 'nothing is learned yet that could be erased'
         assert (learn(model, idx)[0] - learn(plain, idx)[0]).abs().max() > 1e-4
 
@@ -289,13 +289,6 @@ def test_first_order_is_exact_for_the_step_size_and_learns_the_start():
 
 # -----------------------------------------------------------------------------
 # the shell commands
-
-
-@pytest.fixture(scope='module')
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp('text') / 'text.txt'
-    path.write_text(''.join(f'line {i}: the answer to {i % 7} is {i % 7 * 6}.\n' for i in range(1000)))
-    return str(path)
 
 
 @pytest.fixture

@@ -23,13 +23,6 @@ TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=64', '--batch_
 
 
 @pytest.fixture(scope='module')
-def text(tmp_path_factory):
-    path = tmp_path_factory.mktemp('text') / 'text.txt'
-    path.write_text(''.join(f'line {i}: the answer to {i % 7} is {i % 7 * 6}.\n' for i in range(1000)))
-    return str(path)
-
-
-@pytest.fixture(scope='module')
 def trained(text, tmp_path_factory):
     """One finished run that several tests look at: its folder and what it printed."""
     out_dir = str(tmp_path_factory.mktemp('run') / 'out')
