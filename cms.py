@@ -73,8 +73,10 @@ class MLP(nn.Module):
 
     def forward(self, x, up=None, out=None):
         """x (B, T, D) -> (B, T, D); up (B, 2 h, D), out (B, D, h): weights of each stream in the place of its own."""
-        gate, value = linear(self.norm(x), self.up.weight if up is None else up).chunk(2, dim=-1)     # two of (B, T, h)
-        return linear(F.silu(gate) * value, self.out.weight if out is None else out)
+        x = self.norm(x)
+        gate, value = (self.up(x) if up is None else linear(x, up)).chunk(2, dim=-1)            # two of (B, T, h)
+        x = F.silu(gate) * value
+        return self.out(x) if out is None else linear(x, out)
 
 
 class CMS(nn.Module):

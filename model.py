@@ -288,20 +288,6 @@ class Hope(nn.Module):
         return 3 * (2 * weights + sum(block.mixer.flops(T) for block in self.blocks))
 
 
-def param_groups(model, weight_decay, start_lr):
-    """
-    Three groups for AdamW: matrices, which decay; everything else, which does not; and what memories hold before the
-    first token, whose learning rate is start_lr times the others'. A start that is learned as fast as the projections
-    answers every key alike before there is anything to recall, and recall is then found late or not at all.
-    """
-    groups = [{'params': [], 'weight_decay': decay, 'lr_scale': scale}
-              for decay, scale in ((weight_decay, 1.0), (0.0, 1.0), (0.0, start_lr))]
-    for name, p in model.named_parameters():
-        is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv', 'rate', 'blend'))
-        groups[2 if name.endswith('_0') else 0 if is_matrix else 1]['params'].append(p)
-    return [group for group in groups if group['params']]
-
-
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """logits (B, V) -> one token id per row (B,)."""
     if temperature == 0:

@@ -24,7 +24,8 @@ import torch
 from cli import UsageError, build, check, one_line_errors, read_args
 from data import mqar
 from memory import MIXERS
-from model import Config, Hope, param_groups
+from model import Config, Hope
+from optim import param_groups
 
 
 @dataclass

@@ -37,7 +37,8 @@ from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, 
                  read_file, remove_file)
 from cms import Learner, moving
 from memory import DEEP
-from model import Config, Hope, load_checkpoint, load_model, param_groups, pick_device, save_checkpoint
+from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
+from optim import NAMES, optimizers
 
 one_line_errors()
 
@@ -62,7 +63,9 @@ class Run:
     batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     # optimizer
+    optimizer: str = 'adamw'            # of matrices: adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
     learning_rate: float = 4e-3         # at the peak
+    matrix_lr: float = 0.0              # the same for the matrices, with another optimizer than adamw (0 = its default)
     start_lr: float = 0.1               # of what memories hold before the first token, as a fraction of the peak
     final_lr: float = 0.05              # where the schedule ends, as a fraction of the peak
     warmup_steps: int = 100             # steps of linear rise to the peak
@@ -85,15 +88,18 @@ class Run:
     def __post_init__(self):
         for name in ('max_steps', 'batch_size', 'grad_accum', 'eval_every', 'eval_batches'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
-        for name in ('warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'start_lr', 'seed'):
+        for name in ('warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'start_lr', 'matrix_lr',
+                     'seed'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(self.seed < 2**63, f'--seed must be below 2^63, not {self.seed}')
         check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
         check(0 < self.cooldown <= 1, f'--cooldown must be above 0 and at most 1, not {self.cooldown}')
         for name in ('beta1', 'beta2'):
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
-        for name, choices in (('preset', ('auto', *PRESETS)), ('schedule', ('cosine', 'trapezoid')),
-                              ('dtype', ('auto', 'float32', 'bfloat16')), ('compile', ('auto', 'true', 'false'))):
+        check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
+        for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES),
+                              ('schedule', ('cosine', 'trapezoid')), ('dtype', ('auto', 'float32', 'bfloat16')),
+                              ('compile', ('auto', 'true', 'false'))):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
 
@@ -120,7 +126,8 @@ if run.resume and run.overwrite:
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
-    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'suffix', 'tokenizer', 'batch_size', 'seed']:
+    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'suffix', 'tokenizer', 'batch_size', 'optimizer',
+                                                               'seed']:
         if key in given and given[key] != saved[key]:
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
@@ -164,9 +171,13 @@ use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
 has_compiler = on_gpu or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
 worth_it = on_gpu or config.mixer in DEEP and run.max_steps >= 200           # on a CPU it pays for the deep memories
-use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it and not config.chunks
+can_compile = not config.chunks and run.optimizer != 'dgd'
+use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it and can_compile
 if use_compile and config.chunks:                       # its backward passes can neither be kept nor differentiated
     raise UsageError('--compile=true is not for models that learn while they read (--cms_chunks)')
+if run.optimizer == 'dgd' and (use_compile or ddp or config.chunks):
+    raise UsageError('--optimizer=dgd watches what goes through the layers: not with --compile=true, torchrun or '
+                     '--cms_chunks')
 if config.chunks and config.block_size <= config.chunks[0]:
     raise UsageError(f'--block_size={config.block_size} must be above the first of --cms_chunks={config.cms_chunks}, '
                      'or no level would move while training reads')
@@ -203,17 +214,18 @@ bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token
 config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
 origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 'model': source['model']}
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
-groups = param_groups(raw_model, run.weight_decay, run.start_lr)
-optimizer = torch.optim.AdamW(groups, lr=run.learning_rate, betas=(run.beta1, run.beta2), fused=on_gpu)
+memories = optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
+                      (run.beta1, run.beta2))
 step, best_loss = 0, math.inf
 if checkpoint:
-    knobs = [{key: group[key] for key in ('weight_decay', 'betas', 'lr_scale')} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(checkpoint['optimizer'])
-    except (KeyError, ValueError) as error:
-        raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
-    for group, knob in zip(optimizer.param_groups, knobs):
-        group.update(knob)                              # what this command line says, not what the checkpoint's said
+    for optimizer, kept in zip(memories, checkpoint['optimizer']):
+        knobs = [{key: x for key, x in group.items() if key != 'params'} for group in optimizer.param_groups]
+        try:
+            optimizer.load_state_dict(kept)
+        except (KeyError, ValueError) as error:
+            raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
+        for group, knob in zip(optimizer.param_groups, knobs):
+            group.update(knob)                          # what this command line says, not what the checkpoint's said
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss = checkpoint['step'], checkpoint['best_loss']
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
@@ -314,7 +326,8 @@ def print_sample():
 
 def save():
     save_checkpoint(ckpt_path, {
-        'model': raw_model.state_dict(), 'optimizer': optimizer.state_dict(), 'config': dataclasses.asdict(config),
+        'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in memories],
+        'config': dataclasses.asdict(config),
         'run': dataclasses.asdict(run), 'step': step, 'batch_rng': batch_rng.get_state(), 'best_loss': best_loss,
         'sha256': info['sha256'],
         'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
@@ -382,7 +395,7 @@ while True:
     # forward and backward, over the parts of this device's share of the batch
     start_time = time.perf_counter()
     lr = lr_at(step)
-    for group in optimizer.param_groups:
+    for group in (group for optimizer in memories for group in optimizer.param_groups):
         group['lr'] = lr * group['lr_scale']
     x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
     x, y = x[rank::world].to(device), y[rank::world].to(device)
@@ -410,8 +423,9 @@ while True:
             raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved '
                             f'after the last evaluation. Try a lower --learning_rate (now {lr:.1e}), more '
                             '--warmup_steps, or --dtype=float32.')
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in memories:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
     step += 1
     moves = [moved.get(level, size) for level, size in enumerate(moves)]
 

@@ -1,0 +1,456 @@
+"""
+Optimizers as memories. Read from top to bottom as one argument: an optimizer is an associative memory whose context is
+the stream of gradients, and every optimizer is a choice of what it stores, against which objective, by which rule
+(paper: "Optimizers as Learning Modules").
+
+    Momentum                    stores gradients, without keys
+    PreconditionedMomentum      stores the map from gradients to a preconditioner
+    AdamW                       the same, element by element
+    DeltaMomentum               erases what it holds along a gradient before it writes that gradient
+    DeepMomentum                is an MLP that learns online which update suits a gradient
+    Muon                        reads a momentum through a non-linearity, Newton-Schulz
+    DGD                         makes the layer itself an L2 memory of its inputs
+    M3                          two memories with different clocks, both read through Newton-Schulz
+
+    python optim.py             two races: the paper's toy surface, and a stream of orthogonal tasks
+    python train.py --optimizer=m3
+
+Training with --optimizer=adamw uses torch.optim.AdamW: the numbers of the AdamW here, in one fused kernel.
+
+Does NOT include: learning-rate schedules (train.py), closures that ask for several gradients, sparse gradients.
+
+Glossary
+    paper       here        shape               meaning
+    W_i         W           (n, rows, cols)     n parameters of one shape, each as a matrix; a vector is one row
+    G_i         G           (n, rows, cols)     their gradients
+    m_i         m           (n, rows, cols)     the momentum, with the sign of the gradient: W <- W - lr m
+    V           v           (n, rows, cols)     average of squared gradients
+    P_i         P           (n, rows, rows)     preconditioner
+    alpha       momentum    number              retention of m
+    eta         lr          number              learning rate; the schedule in train.py moves it
+"""
+import math
+
+import torch
+
+from kernels import at_least_float32, newton_schulz
+
+
+def matrix(x):
+    """A parameter as a matrix: a convolution (rows, ...) flattens to (rows, cols), a vector or a number is one row."""
+    return x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
+
+
+class Memory(torch.optim.Optimizer):
+    """
+    What the optimizers share. A subclass says what it stores for a parameter (`start`) and its learning rule
+    (`update`); parameters of one shape that have moved equally often are stacked: a rule is a few batched products.
+    W <- W - lr weight_decay W - lr U, with U from the rule. Only parameters that have a gradient move.
+    """
+    def __init__(self, params, **knobs):
+        for name, x in knobs.items():
+            assert 0 <= x < math.inf, f'{name} must be at least 0, not {x}'
+        super().__init__(params, knobs)
+
+    def start(self, G):
+        """G (rows, cols) -> what is stored before the first gradient, {name: tensor}."""
+        return {'m': torch.zeros_like(G)}
+
+    def update(self, G, W, s, t, o):
+        """
+        The learning rule. G, W (n, rows, cols); s what is stored, each (n, *shape in start); t 1 at the first gradient;
+        o the group's knobs. returns U (n, rows, cols), what moves W, and what is stored now
+        """
+        raise NotImplementedError
+
+    def stored(self, p):
+        if not self.state[p]:
+            self.state[p].update(self.start(at_least_float32(matrix(p))), step=0)
+        return self.state[p]
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        """Move every parameter that has a gradient. closure, as in torch.optim, computes the loss that is returned."""
+        with torch.enable_grad():
+            loss = closure() if closure else None
+        for group in self.param_groups:
+            stacks = {}
+            for p in group['params']:
+                if p.grad is not None:
+                    assert not p.grad.is_sparse, 'sparse gradients are not supported: make the embedding dense'
+                    stacks.setdefault((p.shape, p.dtype, p.device, self.stored(p)['step']), []).append(p)
+            for (*_, step), params in stacks.items():
+                self.move(params, step + 1, group)
+        return loss
+
+    def move(self, params, t, group):
+        """One update of parameters of one shape."""
+        states = [self.state[p] for p in params]
+        s = {name: torch.stack([state[name] for state in states]) for name in states[0] if name != 'step'}
+        G = at_least_float32(torch.stack([matrix(p.grad) for p in params]))     # n of (rows, cols) -> (n, rows, cols)
+        W = at_least_float32(torch.stack([matrix(p) for p in params]))
+        U, s = self.update(G, W, s, t, group)
+        W = (1 - group['lr'] * group['weight_decay']) * W - group['lr'] * U
+        for i, (p, state) in enumerate(zip(params, states)):
+            p.copy_(W[i].view_as(p))
+            state['step'] = t
+            for name, x in s.items():
+                state[name].copy_(x[i])
+
+
+# -----------------------------------------------------------------------------
+# linear memories of gradients
+
+
+class Momentum(Memory):
+    """
+    stores      the gradients' values, under no key (paper: "Momentum", value-less or key-less memory)
+    objective   min_m  -<m, G> + (1 - momentum) / 2 |m|^2
+    rule        one step of gradient descent on it: m <- momentum m + G
+    """
+    def __init__(self, params, lr=0.1, momentum=0.9, weight_decay=0.0):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def update(self, G, W, s, t, o):
+        m = o['momentum'] * s['m'] + G
+        return m, {'m': m}
+
+
+class PreconditionedMomentum(Memory):
+    """
+    stores      a map from gradients to P, here P = (average of G G^T)^-1/2 (paper: appendix on AdaGrad, outer products)
+    objective   min_m  -<m G^T, P> + (1 - momentum) / 2 |m|^2
+    rule        one step of gradient descent: m <- momentum m + P G
+
+    With average = 0 only the last gradient counts and P G is orthogonal: what Muon's Newton-Schulz approximates.
+    """
+    def __init__(self, params, lr=4e-3, momentum=0.9, average=0.95, eps=1e-8, weight_decay=0.0):
+        super().__init__(params, lr=lr, momentum=momentum, average=average, eps=eps, weight_decay=weight_decay)
+
+    def start(self, G):
+        return {'m': torch.zeros_like(G), 'H': G.new_zeros(len(G), len(G))}
+
+    def update(self, G, W, s, t, o):
+        H = s['H'].lerp(G @ G.mT, 1 - o['average'])                             # (n, rows, cols) x (n, cols, rows)
+        size, axes = torch.linalg.eigh(H / (1 - o['average'] ** t))
+        # relative to the largest, so that the loss may be scaled; what is far below it is rounding
+        size = (size + o['eps'] * size.amax(-1, keepdim=True)).clamp(min=torch.finfo(size.dtype).tiny)
+        PG = axes @ (axes.mT @ G / size.sqrt().unsqueeze(-1))                   # (n, rows, rows) x (n, rows, cols)
+        m = o['momentum'] * s['m'] + PG
+        return m, {'m': m, 'H': H}
+
+
+class AdamW(Memory):
+    """
+    stores      element by element, a map from gradients to the size they usually have
+    objective   min_a  sum_i (a g_i - P)^2 + eps a^2  for each element, with P = sqrt(sum of g_i^2)
+    rule        its exact solution a = sum(g) P / (sum(g^2) + eps), about sum(g) / sqrt(sum(g^2))
+
+    paper: sums over all gradients    here: decaying averages, corrected for their start    because that is Adam
+    """
+    def __init__(self, params, lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0):
+        super().__init__(params, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay)
+
+    def start(self, G):
+        return {'m': torch.zeros_like(G), 'v': torch.zeros_like(G)}
+
+    def update(self, G, W, s, t, o):
+        m, v = s['m'].lerp(G, 1 - o['beta1']), s['v'].lerp(G.square(), 1 - o['beta2'])
+        U = m / (1 - o['beta1'] ** t) / ((v / (1 - o['beta2'] ** t)).sqrt() + o['eps'])
+        return U, {'m': m, 'v': v}
+
+
+class DeltaMomentum(Memory):
+    """
+    stores      a map from gradients to what was written at them; what is held along a new gradient makes room for it
+    objective   min_m  erase / 2 |m E^T|^2 - <m, G> + (1 - momentum) / 2 |m|^2,  with E = G / |G|
+    rule        one step of gradient descent: m <- m (momentum I - erase E^T E) + G
+
+    For a vector E^T E is of rank one, the delta rule. momentum may be near 1: old gradients then fade only where new
+    ones speak.
+    paper: m (alpha I - G^T G) - eta P G    here: E, and a rate of its own    because erasing more than all diverges
+    """
+    def __init__(self, params, lr=0.1, momentum=0.9, erase=0.5, weight_decay=0.0):
+        super().__init__(params, lr=lr, momentum=momentum, erase=erase, weight_decay=weight_decay)
+
+    def update(self, G, W, s, t, o):
+        E = G / G.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(G.dtype).tiny)
+        answer = s['m'] @ E.mT                                                  # (n, rows, cols) x (n, cols, rows)
+        m = o['momentum'] * s['m'] - o['erase'] * answer @ E + G                # (n, rows, rows) x (n, rows, cols)
+        return m, {'m': m}
+
+
+# -----------------------------------------------------------------------------
+# a deep memory of gradients
+
+
+class DeepMomentum(Memory):
+    """
+    stores      an MLP, shared by the parameters of a shape, from an element's gradient and momentum to its update
+    objective   min_MLP  -<MLP(x_t), G_{t+1}> + decay / 2 |MLP|^2: had the update been larger, would the loss be lower?
+    rule        one step of gradient descent per gradient; W moves by m + MLP(x), and MLP starts at 0: as momentum
+
+    Gradients are measured in their running root mean square over the whole parameter, so updates are about 1.
+    paper: <MLP(G), 1>    here: the next gradient in the place of 1    because 1 lowers the output, not the loss
+    """
+    UNITS = 8
+
+    def __init__(self, params, lr=4e-3, momentum=0.9, average=0.95, inner_lr=0.1, decay=0.01, weight_decay=0.0):
+        super().__init__(params, lr=lr, momentum=momentum, average=average, inner_lr=inner_lr, decay=decay,
+                         weight_decay=weight_decay)
+
+    def start(self, G):
+        angles = torch.arange(self.UNITS, dtype=G.dtype, device=G.device) * math.pi / self.UNITS
+        return {'m': torch.zeros_like(G), 'v': G.new_zeros(1, 1), 'x': G.new_zeros(2, *G.shape),
+                'W1': torch.stack([angles.cos(), angles.sin()]), 'W2': G.new_zeros(self.UNITS)}
+
+    def update(self, G, W, s, t, o):
+        m = s['m'].lerp(G, 1 - o['momentum'])
+        v = s['v'].lerp(G.square().mean(dim=(-2, -1), keepdim=True), 1 - o['average'])
+        scale = (v / (1 - o['average'] ** t)).sqrt().clamp(min=torch.finfo(G.dtype).tiny)
+        x = torch.stack([G / scale, m / (1 - o['momentum'] ** t) / scale], dim=1)       # (n, 2, rows, cols)
+
+        # what the MLP said at the last gradient, judged by this one. All n hold the same MLP
+        W1, W2 = (s[name][0].requires_grad_() for name in ('W1', 'W2'))
+        with torch.enable_grad():
+            worth = (self.mlp(W1, W2, s['x']) * x[:, 0]).mean()
+        grads = torch.autograd.grad(worth, (W1, W2))
+        W2 = (1 - o['decay']) * W2.detach() + o['inner_lr'] * grads[1]
+        W1 = W1.detach() + o['inner_lr'] * grads[0]
+        n = len(G)
+        s = {'m': m, 'v': v, 'x': x, 'W1': W1.expand(n, -1, -1), 'W2': W2.expand(n, -1)}
+        return x[:, 1] + self.mlp(W1, W2, x), s
+
+    @staticmethod
+    def mlp(W1, W2, x):
+        """x (n, 2, rows, cols), W1 (2, units), W2 (units,) -> (n, rows, cols); odd, as an update should be."""
+        return torch.einsum('nfrc,fu->nrcu', x, W1).tanh() @ W2
+
+
+# -----------------------------------------------------------------------------
+# a non-linear read: orthogonal updates
+
+
+def orthogonal(M):
+    """M (n, rows, cols) -> its singular vectors alone, with elements of root mean square 0.2, about that of AdamW's."""
+    return 0.2 * math.sqrt(max(M.shape[-2:])) * newton_schulz(M.bfloat16()).to(M.dtype)
+
+
+class Muon(Memory):
+    """
+    stores      a momentum: the decaying average of gradients
+    objective   its read O = argmin |O^T O - I|^2 near m: the closest matrix whose directions all count alike
+    rule        five Newton-Schulz steps (kernels.py). As torch.optim.Muon with adjust_lr_fn='match_rms_adamw'
+    """
+    def __init__(self, params, lr=4e-3, momentum=0.95, weight_decay=0.0):
+        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    def start(self, G):
+        assert len(G) > 1 and G.shape[1] > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
+        return {'m': torch.zeros_like(G)}
+
+    def update(self, G, W, s, t, o):
+        m = s['m'].lerp(G, 1 - o['momentum'])
+        return orthogonal(G.lerp(m, o['momentum'])), {'m': m}                   # Nesterov: a look ahead
+
+
+# -----------------------------------------------------------------------------
+# the layer itself as an L2 memory
+
+
+class DGD(Memory):
+    """
+    stores      in the layer W: what it should answer to its input x, u = -dL/dy (paper: "Delta Gradient Descent")
+    objective   min_W  1/2 |W x - u|^2 + 1/(2 lr) |W - W_t|^2;  plain gradient descent is -<W x, u> in the place of it
+    rule        its exact solution W_t (I - lr' x x^T) - lr' dL/dy x^T,  lr' = lr / (1 + lr |x|^2), averaged over tokens
+
+    layers are the nn.Linear whose inputs are watched by hooks; parameters of other kinds get plain gradient descent.
+    A hook also weighs each token's part of the gradient by lr' / lr, so .grad is what the rule needs.
+    paper: lr' = lr / (1 + lr)    here: |x|^2 counts    because the former solves it for inputs of norm 1 alone
+    """
+    def __init__(self, params, layers, lr=0.1, weight_decay=0.0):
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.group_of = {p: group for group in self.param_groups for p in group['params']}
+        for layer in layers:
+            assert layer.weight in self.group_of, 'DGD watches a layer whose weight it does not move'
+            layer.register_forward_hook(self.watch)
+
+    def start(self, G):
+        return {'xx': G.new_zeros(G.shape[1], G.shape[1]), 'tokens': G.new_zeros(1, 1)}
+
+    @torch.no_grad()
+    def watch(self, layer, inputs, y):
+        """After layer(x): gather x x^T / (1 + lr |x|^2), and weigh the gradient that will come to the weight."""
+        if not (y.requires_grad and layer.weight.requires_grad):
+            return y
+        x, s = at_least_float32(inputs[0].detach()).flatten(0, -2), self.stored(layer.weight)       # (N, cols)
+        share = 1 / (1 + self.group_of[layer.weight]['lr'] * x.square().sum(-1, keepdim=True))      # (N, 1)
+        s['xx'] += (share * x).mT @ x                                   # (cols, N) x (N, cols), over tokens
+        s['tokens'] += len(x)
+        with torch.enable_grad():
+            return WeighGradient.apply(inputs[0], layer.weight, layer.bias, y.detach(), share)
+
+    def update(self, G, W, s, t, o):
+        U = W @ s['xx'] / s['tokens'].clamp(min=1) + G                  # (n, rows, cols) x (n, cols, cols)
+        return U, {name: torch.zeros_like(x) for name, x in s.items()}
+
+
+class WeighGradient(torch.autograd.Function):
+    """y = x W^T + bias as computed already; backward counts each token's share of W's gradient."""
+    @staticmethod
+    def forward(ctx, x, W, bias, y, share):
+        ctx.save_for_backward(x, W, share)
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, g):                                               # g (.., rows), x (.., cols), share (N, 1)
+        x, W, share = ctx.saved_tensors
+        flat = g.flatten(0, -2)                                         # (N, rows)
+        dW = (share * flat).to(x.dtype).mT @ x.flatten(0, -2)           # (rows, N) x (N, cols)
+        return g @ W.to(g.dtype), dW.to(W.dtype), flat.sum(0) if ctx.needs_input_grad[2] else None, None, None
+
+
+# -----------------------------------------------------------------------------
+# two clocks
+
+
+class M3(Memory):
+    """
+    stores      two momenta, one that follows and one that keeps, and v (paper: "Multi-scale Momentum Muon")
+    objective   Muon's, for both; the slow one is read once per `every` steps, and that read is used until the next
+    rule        U = (NS(m1) + slow NS(m2)) / sqrt(v)
+
+    paper: sums                   here: decaying averages           because NS(m2) of sums is a stale NS(m1)
+    paper: U as it comes          here: root mean square 0.2        because U grows as 1 / |G|, and is largest at once
+    literal=True is Algorithm 1 as printed, with its beta1, beta3 and beta2 as weights of the sums m1, m2 and v
+    """
+    def __init__(self, params, lr=4e-3, beta1=0.95, beta2=0.95, beta3=0.99, slow=0.5, every=8, eps=1e-8, literal=False,
+                 weight_decay=0.0):
+        assert every >= 1 and every == int(every), f'every must be a whole number of steps from 1, not {every}'
+        super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, beta3=beta3, slow=slow, every=every, eps=eps,
+                         literal=literal, weight_decay=weight_decay)
+
+    def start(self, G):
+        assert len(G) > 1 and G.shape[1] > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
+        return {name: torch.zeros_like(G) for name in ('m1', 'm2', 'v', 'o2')}
+
+    def update(self, G, W, s, t, o):
+        # the slow read is of the steps before this one: of the whole chunks that are over
+        o2 = orthogonal(s['m2']) if t % o['every'] == 1 % o['every'] else s['o2']
+        if o['literal']:
+            m1, m2 = s['m1'] + o['beta1'] * G, s['m2'] + o['beta3'] * G
+            v = s['v'] + o['beta2'] * G.square()
+            scale = 0.2 * math.sqrt(max(G.shape[-2:]))                  # NS as the paper has it: no size of its own
+            U = (orthogonal(m1) + o['slow'] * o2) / scale / (v + o['eps']).sqrt()
+        else:
+            m1, m2 = s['m1'].lerp(G, 1 - o['beta1']), s['m2'].lerp(G, 1 - o['beta3'])
+            v = s['v'].lerp(G.square(), 1 - o['beta2'])
+            usual = v.mean(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+            U = (orthogonal(m1) + o['slow'] * o2) / (v / usual + o['eps']).sqrt()
+            U = 0.2 * U / U.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-12)
+        return U, {'m1': m1, 'm2': m2, 'v': v, 'o2': o2}
+
+
+# -----------------------------------------------------------------------------
+# who moves which parameter
+
+# for the matrices; the learning rate is the best of those tried (README)
+MATRIX = {'muon': Muon, 'm3': M3, 'momentum': Momentum, 'delta_momentum': DeltaMomentum,
+          'deep_momentum': DeepMomentum, 'dgd': DGD}
+NAMES = ('adamw', *MATRIX)
+
+
+def param_groups(model, weight_decay, start_lr):
+    """
+    Four groups that hold every parameter once: the hidden matrices; the head; embeddings, convolutions, norms, biases
+    and everything else that is no matrix of a layer; and what memories hold before the first token, whose learning rate
+    is start_lr times the others'. A start that is learned as fast as the projections answers every key alike before
+    there is anything to recall, and recall is then found late or not at all. The first two decay.
+    """
+    groups = [{'params': [], 'weight_decay': decay, 'lr_scale': scale}
+              for decay, scale in ((weight_decay, 1.0), (weight_decay, 1.0), (0.0, 1.0), (0.0, start_lr))]
+    for name, p in model.named_parameters():
+        is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv', 'rate', 'blend'))
+        groups[3 if name.endswith('_0') else 2 if not is_matrix else name == 'head.weight']['params'].append(p)
+    owned = [p for group in groups for p in group['params']]
+    assert len(owned) == len(set(owned)) and set(owned) == set(model.parameters()), 'a parameter is not in one group'
+    return [group for group in groups if group['params']]
+
+
+def optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
+    """
+    The optimizer of that name for the hidden matrices, and AdamW for the rest: a list, to step one after the other.
+    lr that of AdamW; matrix_lr of the other, 0 for its default. Each step shrinks weights alike, by lr weight_decay.
+    """
+    assert name in NAMES, f"optimizer must be one of {', '.join(NAMES)}, not {name!r}"
+    groups = param_groups(model, weight_decay, start_lr)
+    memory = []
+    if name != 'adamw':
+        hidden, *groups = groups
+        kind = MATRIX[name]
+        hooked = [layer for layer in model.modules() if getattr(layer, 'weight', None) in set(hidden['params'])]
+        memory = [DGD([hidden], hooked) if kind is DGD else kind([hidden])]
+        matrix_lr = matrix_lr or memory[0].defaults['lr']
+        hidden = memory[0].param_groups[0]
+        hidden.update(lr=matrix_lr, lr_scale=matrix_lr / lr, weight_decay=weight_decay * lr / matrix_lr)
+    fused = next(model.parameters()).is_cuda
+    return [*memory, torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)]
+
+
+# -----------------------------------------------------------------------------
+# python optim.py
+
+
+def surface(p, k=5.0, a=0.5, w=2.0):
+    """The paper's toy surface psi(r, theta) at p = (x, y), lowest at the origin. It does not name its constants."""
+    r, theta = p.norm(), torch.atan2(p[1], p[0])
+    return r ** 2 + k * (r - theta + a * torch.sin(w * r)) ** 2
+
+
+def race_to_origin():
+    print('the toy surface from (-3.5, 2): distance to the lowest point')
+    print(f"{'':<18}" + ''.join(f'{f"{n} steps":>12}' for n in (0, 100, 200, 300)))
+    for kind, lr in ((Momentum, 0.01), (DeltaMomentum, 0.01), (DeepMomentum, 0.03)):
+        p = torch.nn.Parameter(torch.tensor([-3.5, 2.0]))
+        optimizer, distances = kind([p], lr=lr), []
+        for step in range(301):
+            distances += [p.detach().norm().item()] if step % 100 == 0 else []
+            optimizer.zero_grad()
+            surface(p).backward()
+            optimizer.step()
+        print(f'{kind.__name__:<18}' + ''.join(f'{x:12.3f}' for x in distances))
+
+
+def stream_of_tasks(rows=16, cols=64, tasks=4, steps=100):
+    """One matrix learns task after task, each with inputs orthogonal to the others' (paper: eq. 45)."""
+    rng = torch.Generator().manual_seed(0)
+    bases = torch.linalg.qr(torch.randn(cols, cols, generator=rng))[0].chunk(tasks, dim=1)
+    truth = torch.randn(rows, cols, generator=rng) / 4
+    print('\northogonal tasks one after the other: loss of each after the last (before any, about 8)')
+    print(f"{'':<18}" + ''.join(f'{f"task {i + 1}":>12}' for i in range(tasks)))
+    rivals = {kind: lr for kind, lr in ((Momentum, 0.1), (DeltaMomentum, 0.1), (DeepMomentum, 0.03), (AdamW, 0.03),
+                                        (Muon, 0.03), (DGD, 1.0), (M3, 0.03))}
+    for kind, lr in rivals.items():
+        layer = torch.nn.Linear(cols, rows, bias=False)
+        torch.nn.init.zeros_(layer.weight)
+        optimizer = kind([layer.weight], [layer], lr=lr) if kind is DGD else kind([layer.weight], lr=lr)
+
+        def loss_of(basis, n=64):                           # basis (cols, cols / tasks)
+            x = torch.randn(n, basis.shape[1], generator=rng) @ basis.mT                # (n, cols)
+            return (layer(x) - x @ truth.mT).square().sum(1).mean() / 2
+
+        for basis in bases:
+            for step in range(steps):
+                for group in optimizer.param_groups:
+                    group['lr'] = lr * (1 - step / steps)
+                optimizer.zero_grad()
+                loss_of(basis).backward()
+                optimizer.step()
+        with torch.no_grad():
+            print(f'{kind.__name__:<18}' + ''.join(f'{loss_of(basis, 1000).item():12.4f}' for basis in bases))
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    race_to_origin()
+    stream_of_tasks()
