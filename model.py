@@ -156,13 +156,14 @@ class Hope(nn.Module):
         mixer.out, cms out      normal, std 1 / sqrt(fan_in branches): the residual branches together add variance 1
         cms.mix                 1 / levels: a mean
         log_step                log cms_step
-        mixer.conv              the last tap 1 (the token itself), normal, std 0.1 on all: starts near the identity
+        mixer.conv              the last tap 1 (the token itself), normal, std 0.3 on all: what came just before is
+                                seen from the start, which a value needs to find its key
         mixer.alpha             weight 0; bias log(n - 1) with n from 8 to 256 over the heads: they retain for n tokens
         mixer.beta              weight 0, bias 0: write rate 1/2
         mixer.mu                weight 0, bias -2: momentum 0.12
         mixer.W2_0              normal, std 1: a key of norm 1 gives pre-activations of size 1
-        mixer.W1_0              normal, std 0.1: the hidden layer says little at first; 0 where keys, values are made:
-                                they start as what they are made from
+        mixer.W1_0              0: what is read was written while reading, what is made starts as what it is made from.
+                                An answer from the start, the same for all keys, hides what is recalled (mqar.py)
         mixer.gates_0           0: the gates move only with what is read
         mixer.rate              write rates relative to beta, before the sigmoid: -3 for first layers, 0 for the memory
                                 that is read, -5 for those that generate: a key that moves from the start is no key
@@ -184,7 +185,7 @@ class Hope(nn.Module):
             elif name == 'log_step':
                 p.fill_(math.log(self.config.cms_step) if self.config.cms_step else -math.inf)
             elif name.endswith('conv'):
-                p.normal_(std=0.1)
+                p.normal_(std=0.3)
                 p[-1] += 1
             elif name.endswith('alpha.bias'):
                 p.copy_((torch.logspace(3, 8, len(p), base=2) - 1).log())
@@ -194,11 +195,8 @@ class Hope(nn.Module):
                 p.fill_(-2)
             elif name.endswith('W2_0'):
                 p.normal_()
-            elif name.endswith('gates_0'):
+            elif name.endswith(('gates_0', 'W1_0')):
                 p.zero_()
-            elif name.endswith('W1_0'):
-                p.normal_(std=0.1)
-                p[:, 1:] = 0
             elif name.endswith('rate'):
                 p[:, 0], p[:, 1], p[:, 2:] = -3, 0, -5
             elif name.endswith('blend'):

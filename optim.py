@@ -193,7 +193,7 @@ class DeepMomentum(Memory):
     Gradients are measured in their running root mean square over the whole parameter, so updates are about 1.
     paper: <MLP(G), 1>    here: the next gradient in the place of 1    because 1 lowers the output, not the loss
     """
-    UNITS = 8
+    UNITS, SAMPLE = 4, 1024                     # hidden units; elements of a parameter that it learns from
 
     def __init__(self, params, lr=4e-3, momentum=0.9, average=0.95, inner_lr=0.1, decay=0.01, weight_decay=0.0):
         super().__init__(params, lr=lr, momentum=momentum, average=average, inner_lr=inner_lr, decay=decay,
@@ -201,30 +201,30 @@ class DeepMomentum(Memory):
 
     def start(self, G):
         angles = torch.arange(self.UNITS, dtype=G.dtype, device=G.device) * math.pi / self.UNITS
-        return {'m': torch.zeros_like(G), 'v': G.new_zeros(1, 1), 'x': G.new_zeros(2, *G.shape),
-                'W1': torch.stack([angles.cos(), angles.sin()]), 'W2': G.new_zeros(self.UNITS)}
+        return {'m': torch.zeros_like(G), 'v': G.new_zeros(1, 1), 'x': torch.stack(2 * [self.sample(torch.zeros_like(G).flatten())]),
+                'W1': torch.stack([angles.cos(), angles.sin()], dim=1), 'W2': G.new_zeros(self.UNITS)}
+
+    def sample(self, x):
+        """x (.., n) -> elements at equal distances, SAMPLE of them at most."""
+        return x[..., ::math.ceil(x.shape[-1] / self.SAMPLE)]
 
     def update(self, G, W, s, t, o):
         m = s['m'].lerp(G, 1 - o['momentum'])
         v = s['v'].lerp(G.square().mean(dim=(-2, -1), keepdim=True), 1 - o['average'])
         scale = (v / (1 - o['average'] ** t)).sqrt().clamp(min=torch.finfo(G.dtype).tiny)
-        x = torch.stack([G / scale, m / (1 - o['momentum'] ** t) / scale], dim=1)       # (n, 2, rows, cols)
+        x = torch.stack([G / scale, m / (1 - o['momentum'] ** t) / scale], dim=1).flatten(2)    # (n, 2, rows cols)
 
         # what the MLP said at the last gradient, judged by this one. All n hold the same MLP
-        W1, W2 = (s[name][0].requires_grad_() for name in ('W1', 'W2'))
-        with torch.enable_grad():
-            worth = (self.mlp(W1, W2, s['x']) * x[:, 0]).mean()
-        grads = torch.autograd.grad(worth, (W1, W2))
-        W2 = (1 - o['decay']) * W2.detach() + o['inner_lr'] * grads[1]
-        W1 = W1.detach() + o['inner_lr'] * grads[0]
-        n = len(G)
-        s = {'m': m, 'v': v, 'x': x, 'W1': W1.expand(n, -1, -1), 'W2': W2.expand(n, -1)}
-        return x[:, 1] + self.mlp(W1, W2, x), s
+        seen = self.sample(x)                                       # (n, 2, up to SAMPLE)
+        h = (s['W1'] @ s['x']).tanh()                               # (n, units, 2) x (n, 2, SAMPLE)
+        dh = (1 - h.square()) * s['W2'].unsqueeze(-1) * seen[:, :1]
+        dW1, dW2 = dh @ s['x'].mT / h.shape[-1], (h * seen[:, :1]).mean(-1)
+        W1 = s['W1'] + o['inner_lr'] * dW1.mean(0)
+        W2 = (1 - o['decay']) * s['W2'] + o['inner_lr'] * dW2.mean(0)
 
-    @staticmethod
-    def mlp(W1, W2, x):
-        """x (n, 2, rows, cols), W1 (2, units), W2 (units,) -> (n, rows, cols); odd, as an update should be."""
-        return torch.einsum('nfrc,fu->nrcu', x, W1).tanh() @ W2
+        # an odd function, as an update should be: (n, 1, units) x (n, units, rows cols)
+        U = x[:, 1:] + W2.unsqueeze(1) @ (W1 @ x).tanh()
+        return U.view_as(G), {'m': m, 'v': v, 'x': seen, 'W1': W1, 'W2': W2}
 
 
 # -----------------------------------------------------------------------------

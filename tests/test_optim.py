@@ -107,6 +107,23 @@ def test_deep_momentum_starts_as_momentum_and_learns_what_comes_next():
         assert torch.allclose(path[t - 1], W)
 
 
+def test_deep_momentum_descends_its_objective():
+    grads = gradients(8, 6, 10)
+    p = torch.nn.Parameter(torch.ones(6, 10, dtype=torch.float64))
+    optimizer = DeepMomentum([p], inner_lr=0.5, decay=0.1)
+    for t, grad in enumerate(grads):
+        p.grad = grad.clone()
+        before = {name: x.clone() for name, x in optimizer.stored(p).items() if name != 'step'}
+        optimizer.step()
+        after = optimizer.state[p]
+        W1, W2 = before['W1'].requires_grad_(), before['W2'].requires_grad_()
+        said = W2 @ (W1 @ before['x']).tanh()
+        objective = -(said * after['x'][0]).mean() + 0.1 / 2 / 0.5 * W2.square().sum()
+        for W, got, slope in zip((W1, W2), (after['W1'], after['W2']), torch.autograd.grad(objective, (W1, W2))):
+            assert torch.allclose(got, W - 0.5 * slope, atol=1e-12)
+    assert after['W2'].abs().max() > 0.01
+
+
 # -----------------------------------------------------------------------------
 # Delta Gradient Descent
 

@@ -157,6 +157,7 @@ def test_recall_race():
     sizes = [int(row[1].replace(',', '')) for row in rows]
     assert abs(sizes[0] - sizes[1]) <= 3 * 16 * 2
     assert 'n_pairs' in shell('mqar.py', '--length=8', code=2).stderr
+    assert 'double' in shell('mqar.py', '--n_pairs=8', '--first_pairs=3', code=2).stderr
 
 
 # ---- wrong input

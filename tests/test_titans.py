@@ -221,7 +221,7 @@ def test_norms_after_1000_tokens(mixer):
         size = ((start + state[name]).norm() / (start.norm() or 1)).item()         # some start at zero
         assert size < 10, f'{name} is {size:.2f} times as large as it started'
         assert size > 0.1 or not start.any(), f'{name} shrank to {size:.2f} of its start'
-        assert state[name].norm() > 1e-3, f'{name} was not written'
+        assert state[name].norm() > 1e-4, f'{name} was not written'
 
 
 def test_bfloat16_autocast_keeps_the_memory_in_float32():
