@@ -407,18 +407,20 @@ def surface(p, k=5.0, a=0.5, w=2.0):
     return r ** 2 + k * (r - theta + a * torch.sin(w * r)) ** 2
 
 
-def race_to_origin():
-    print('the toy surface from (-3.5, 2): distance to the lowest point')
-    print(f"{'':<18}" + ''.join(f'{f"{n} steps":>12}' for n in (0, 100, 200, 300)))
-    for kind, lr in ((Momentum, 0.01), (DeltaMomentum, 0.01), (DeepMomentum, 0.03)):
-        p = torch.nn.Parameter(torch.tensor([-3.5, 2.0]))
-        optimizer, distances = kind([p], lr=lr), []
-        for step in range(301):
-            distances += [p.detach().norm().item()] if step % 100 == 0 else []
+def race_to_origin(lr=0.008, steps=600):
+    print(f'the toy surface from (-3.5, 2), lr {lr}: distance to the lowest point, mean over 20 steps')
+    print(f"{'':<24}" + ''.join(f'{f"step {n}":>10}' for n in range(steps // 4, steps + 1, steps // 4)))
+    for name, kind in (('Momentum', Momentum), ('Momentum, 0.6', lambda p, lr: Momentum(p, lr, momentum=0.6)),
+                       ('DeltaMomentum', DeltaMomentum), ('DeepMomentum, 3 lr', lambda p, lr: DeepMomentum(p, 3 * lr))):
+        p, distances = torch.nn.Parameter(torch.tensor([-3.5, 2.0])), []
+        optimizer = kind([p], lr)
+        for _ in range(steps):
             optimizer.zero_grad()
             surface(p).backward()
             optimizer.step()
-        print(f'{kind.__name__:<18}' + ''.join(f'{x:12.3f}' for x in distances))
+            distances.append(p.detach().norm().item())
+        ends = range(steps // 4, steps + 1, steps // 4)
+        print(f'{name:<24}' + ''.join(f'{sum(distances[n - 20:n]) / 20:10.3f}' for n in ends))
 
 
 def stream_of_tasks(rows=16, cols=64, tasks=4, steps=100):
@@ -427,7 +429,7 @@ def stream_of_tasks(rows=16, cols=64, tasks=4, steps=100):
     bases = torch.linalg.qr(torch.randn(cols, cols, generator=rng))[0].chunk(tasks, dim=1)
     truth = torch.randn(rows, cols, generator=rng) / 4
     print('\northogonal tasks one after the other: loss of each after the last (before any, about 8)')
-    print(f"{'':<18}" + ''.join(f'{f"task {i + 1}":>12}' for i in range(tasks)))
+    print(f"{'':<24}" + ''.join(f'{f"task {i + 1}":>10}' for i in range(tasks)))
     rivals = {kind: lr for kind, lr in ((Momentum, 0.1), (DeltaMomentum, 0.1), (DeepMomentum, 0.03), (AdamW, 0.03),
                                         (Muon, 0.03), (DGD, 1.0), (M3, 0.03))}
     for kind, lr in rivals.items():
@@ -447,7 +449,7 @@ def stream_of_tasks(rows=16, cols=64, tasks=4, steps=100):
                 loss_of(basis).backward()
                 optimizer.step()
         with torch.no_grad():
-            print(f'{kind.__name__:<18}' + ''.join(f'{loss_of(basis, 1000).item():12.4f}' for basis in bases))
+            print(f'{kind.__name__:<24}' + ''.join(f'{loss_of(basis, 1000).item():10.4f}' for basis in bases))
 
 
 if __name__ == '__main__':
