@@ -291,7 +291,7 @@ def mlp_memory_grad(W1, u, error):
 
 
 # -----------------------------------------------------------------------------
-# the local convolution
+# the nearest orthogonal matrix
 
 
 def newton_schulz(M, steps=5):
@@ -302,11 +302,15 @@ def newton_schulz(M, steps=5):
     """
     tall = M.shape[-2] > M.shape[-1]
     X = M.mT if tall else M                                         # the smaller Gram matrix is (m, m)
-    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(X.dtype).tiny)
+    X = X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(steps):
         A = X @ X.mT                                                # (.., m, n) x (.., n, m) -> (.., m, m)
         X = 3.4445 * X + (2.0315 * A @ A - 4.775 * A) @ X           # a X + b A X + c A^2 X
     return X.mT if tall else X
+
+
+# -----------------------------------------------------------------------------
+# the local convolution
 
 
 def causal_conv(x, weight, state=None):

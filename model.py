@@ -325,7 +325,7 @@ def state_bytes(state):
 # -----------------------------------------------------------------------------
 # checkpoints: plain types only, so that loading one never runs code from it
 
-FORMAT = 'nested-learning-1'
+FORMAT = 'nested-learning-2'
 KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered')
 
 

@@ -68,6 +68,14 @@ class Memory(torch.optim.Optimizer):
             self.state[p].update(self.start(at_least_float32(matrix(p))), step=0)
         return self.state[p]
 
+    def load_state_dict(self, state_dict):
+        """As torch's, which casts what was stored to the parameter's type: here it stays as precise as it was."""
+        super().load_state_dict(state_dict)
+        order = [i for group in state_dict['param_groups'] for i in group['params']]
+        for i, p in zip(order, (p for group in self.param_groups for p in group['params'])):
+            kept = state_dict['state'].get(i, {})
+            self.state[p].update({name: x.to(p.device, copy=True) for name, x in kept.items() if torch.is_tensor(x)})
+
     @torch.no_grad()
     def step(self, closure=None):
         """Move every parameter that has a gradient. closure, as in torch.optim, computes the loss that is returned."""
@@ -124,7 +132,7 @@ class PreconditionedMomentum(Memory):
 
     With average = 0 only the last gradient counts and P G is orthogonal: what Muon's Newton-Schulz approximates.
     """
-    def __init__(self, params, lr=4e-3, momentum=0.9, average=0.95, eps=1e-8, weight_decay=0.0):
+    def __init__(self, params, lr=4e-3, momentum=0.9, average=0.95, eps=1e-6, weight_decay=0.0):
         super().__init__(params, lr=lr, momentum=momentum, average=average, eps=eps, weight_decay=weight_decay)
 
     def start(self, G):
@@ -133,8 +141,9 @@ class PreconditionedMomentum(Memory):
     def update(self, G, W, s, t, o):
         H = s['H'].lerp(G @ G.mT, 1 - o['average'])                             # (n, rows, cols) x (n, cols, rows)
         size, axes = torch.linalg.eigh(H / (1 - o['average'] ** t))
-        # relative to the largest, so that the loss may be scaled; what is far below it is rounding
-        size = (size + o['eps'] * size.amax(-1, keepdim=True)).clamp(min=torch.finfo(size.dtype).tiny)
+        # relative to the largest, so that the loss may be scaled; what is far below it is rounding, of either sign
+        floor = max(o['eps'], G.shape[1] * torch.finfo(size.dtype).eps) * size[:, -1:]
+        size = size.clamp(min=0) + floor.clamp(min=torch.finfo(size.dtype).tiny)
         PG = axes @ (axes.mT @ G / size.sqrt().unsqueeze(-1))                   # (n, rows, rows) x (n, rows, cols)
         m = o['momentum'] * s['m'] + PG
         return m, {'m': m, 'H': H}
@@ -174,7 +183,7 @@ class DeltaMomentum(Memory):
         super().__init__(params, lr=lr, momentum=momentum, erase=erase, weight_decay=weight_decay)
 
     def update(self, G, W, s, t, o):
-        E = G / G.norm(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(G.dtype).tiny)
+        E = G / G.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
         answer = s['m'] @ E.mT                                                  # (n, rows, cols) x (n, cols, rows)
         m = o['momentum'] * s['m'] - o['erase'] * answer @ E + G                # (n, rows, rows) x (n, rows, cols)
         return m, {'m': m}
@@ -187,10 +196,11 @@ class DeltaMomentum(Memory):
 class DeepMomentum(Memory):
     """
     stores      an MLP, shared by the parameters of a shape, from an element's gradient and momentum to its update
-    objective   min_MLP  -<MLP(x_t), G_{t+1}> + decay / 2 |MLP|^2: had the update been larger, would the loss be lower?
+    objective   min_MLP  -mean of MLP(x_t) G_{t+1} + decay / (2 inner_lr) |W2|^2: would more have lowered the loss?
     rule        one step of gradient descent per gradient; W moves by m + MLP(x), and MLP starts at 0: as momentum
 
-    Gradients are measured in their running root mean square over the whole parameter, so updates are about 1.
+    Gradients are measured in their running root mean square over the whole parameter, so updates are about 1; the mean
+    is over a sample of the elements. Parameters that always move together share one MLP.
     paper: <MLP(G), 1>    here: the next gradient in the place of 1    because 1 lowers the output, not the loss
     """
     UNITS, SAMPLE = 4, 1024                     # hidden units; elements of a parameter that it learns from
@@ -201,8 +211,10 @@ class DeepMomentum(Memory):
 
     def start(self, G):
         angles = torch.arange(self.UNITS, dtype=G.dtype, device=G.device) * math.pi / self.UNITS
-        return {'m': torch.zeros_like(G), 'v': G.new_zeros(1, 1), 'x': torch.stack(2 * [self.sample(torch.zeros_like(G).flatten())]),
-                'W1': torch.stack([angles.cos(), angles.sin()], dim=1), 'W2': G.new_zeros(self.UNITS)}
+        x = self.sample(G.new_zeros(2, G.numel())).clone()                                      # (2, up to SAMPLE)
+        return {'m': torch.zeros_like(G), 'v': G.new_zeros(1, 1), 'x': x,
+                'W1': torch.stack([angles.cos(), angles.sin()], dim=1),
+                'W2': G.new_zeros(self.UNITS)}
 
     def sample(self, x):
         """x (.., n) -> elements at equal distances, SAMPLE of them at most."""
@@ -214,7 +226,7 @@ class DeepMomentum(Memory):
         scale = (v / (1 - o['average'] ** t)).sqrt().clamp(min=torch.finfo(G.dtype).tiny)
         x = torch.stack([G / scale, m / (1 - o['momentum'] ** t) / scale], dim=1).flatten(2)    # (n, 2, rows cols)
 
-        # what the MLP said at the last gradient, judged by this one. All n hold the same MLP
+        # what the MLP said at the last gradient, judged by this one
         seen = self.sample(x)                                       # (n, 2, up to SAMPLE)
         h = (s['W1'] @ s['x']).tanh()                               # (n, units, 2) x (n, 2, SAMPLE)
         dh = (1 - h.square()) * s['W2'].unsqueeze(-1) * seen[:, :1]
@@ -265,49 +277,53 @@ class DGD(Memory):
     rule        its exact solution W_t (I - lr' x x^T) - lr' dL/dy x^T,  lr' = lr / (1 + lr |x|^2), averaged over tokens
 
     layers are the nn.Linear whose inputs are watched by hooks; parameters of other kinds get plain gradient descent.
-    A hook also weighs each token's part of the gradient by lr' / lr, so .grad is what the rule needs.
+    The hooks also weigh each token's part of the gradient by lr' / lr, so .grad is what the rule needs.
     paper: lr' = lr / (1 + lr)    here: |x|^2 counts    because the former solves it for inputs of norm 1 alone
     """
     def __init__(self, params, layers, lr=0.1, weight_decay=0.0):
         super().__init__(params, lr=lr, weight_decay=weight_decay)
-        self.group_of = {p: group for group in self.param_groups for p in group['params']}
         for layer in layers:
-            assert layer.weight in self.group_of, 'DGD watches a layer whose weight it does not move'
+            assert self.lr_of(layer.weight) is not None, 'DGD watches a layer whose weight it does not move'
             layer.register_forward_hook(self.watch)
 
     def start(self, G):
         return {'xx': G.new_zeros(G.shape[1], G.shape[1]), 'tokens': G.new_zeros(1, 1)}
 
-    @torch.no_grad()
+    def lr_of(self, p):
+        return next((group['lr'] for group in self.param_groups if any(p is q for q in group['params'])), None)
+
     def watch(self, layer, inputs, y):
-        """After layer(x): gather x x^T / (1 + lr |x|^2), and weigh the gradient that will come to the weight."""
+        """After layer(x): the same y, with a backward pass that tells what the rule needs to know."""
         if not (y.requires_grad and layer.weight.requires_grad):
             return y
-        x, s = at_least_float32(inputs[0].detach()).flatten(0, -2), self.stored(layer.weight)       # (N, cols)
-        share = 1 / (1 + self.group_of[layer.weight]['lr'] * x.square().sum(-1, keepdim=True))      # (N, 1)
-        s['xx'] += (share * x).mT @ x                                   # (cols, N) x (N, cols), over tokens
-        s['tokens'] += len(x)
-        with torch.enable_grad():
-            return WeighGradient.apply(inputs[0], layer.weight, layer.bias, y.detach(), share)
+        return Watched.apply(inputs[0], layer.weight, layer.bias, y.detach(), self.lr_of(layer.weight),
+                             self.stored(layer.weight))
 
     def update(self, G, W, s, t, o):
         U = W @ s['xx'] / s['tokens'].clamp(min=1) + G                  # (n, rows, cols) x (n, cols, cols)
         return U, {name: torch.zeros_like(x) for name, x in s.items()}
 
 
-class WeighGradient(torch.autograd.Function):
-    """y = x W^T + bias as computed already; backward counts each token's share of W's gradient."""
+class Watched(torch.autograd.Function):
+    """
+    y = x W^T + bias, computed already. Backward weighs each token's part of W's gradient by lr' / lr, which is
+    1 / (1 + lr |x|^2), and gathers x x^T, so weighed, where the optimizer stores it.
+    """
     @staticmethod
-    def forward(ctx, x, W, bias, y, share):
-        ctx.save_for_backward(x, W, share)
+    def forward(ctx, x, W, bias, y, lr, stored):
+        ctx.save_for_backward(x, W)
+        ctx.lr, ctx.stored = lr, stored
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, g):                                               # g (.., rows), x (.., cols), share (N, 1)
-        x, W, share = ctx.saved_tensors
-        flat = g.flatten(0, -2)                                         # (N, rows)
-        dW = (share * flat).to(x.dtype).mT @ x.flatten(0, -2)           # (rows, N) x (N, cols)
-        return g @ W.to(g.dtype), dW.to(W.dtype), flat.sum(0) if ctx.needs_input_grad[2] else None, None, None
+    def backward(ctx, g):                                               # g (.., rows), x (.., cols)
+        x, W = ctx.saved_tensors
+        flat, inputs = at_least_float32(g).flatten(0, -2), at_least_float32(x).flatten(0, -2)   # (N, rows), (N, cols)
+        weighed = inputs / (1 + ctx.lr * inputs.square().sum(-1, keepdim=True))
+        ctx.stored['xx'] += weighed.mT @ inputs                         # (cols, N) x (N, cols)
+        ctx.stored['tokens'] += len(inputs)
+        dW = (flat.mT @ weighed).to(W.dtype)                            # (rows, N) x (N, cols)
+        return g @ W.to(g.dtype), dW, flat.sum(0) if ctx.needs_input_grad[2] else None, None, None, None
 
 
 # -----------------------------------------------------------------------------
@@ -322,9 +338,11 @@ class M3(Memory):
 
     paper: sums                   here: decaying averages           because NS(m2) of sums is a stale NS(m1)
     paper: U as it comes          here: root mean square 0.2        because U grows as 1 / |G|, and is largest at once
-    literal=True is Algorithm 1 as printed, with its beta1, beta3 and beta2 as weights of the sums m1, m2 and v
+    paper: a small eps            here: a tenth of v's mean         because what hardly has a gradient would move most
+    literal=True is Algorithm 1 as printed, with its beta1, beta3 and beta2 as weights of the sums m1, m2 and v; take a
+    small eps then
     """
-    def __init__(self, params, lr=4e-3, beta1=0.95, beta2=0.95, beta3=0.99, slow=0.5, every=8, eps=1e-8, literal=False,
+    def __init__(self, params, lr=4e-3, beta1=0.95, beta2=0.95, beta3=0.99, slow=0.5, every=8, eps=0.1, literal=False,
                  weight_decay=0.0):
         assert every >= 1 and every == int(every), f'every must be a whole number of steps from 1, not {every}'
         super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, beta3=beta3, slow=slow, every=every, eps=eps,
@@ -347,14 +365,13 @@ class M3(Memory):
             v = s['v'].lerp(G.square(), 1 - o['beta2'])
             usual = v.mean(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
             U = (orthogonal(m1) + o['slow'] * o2) / (v / usual + o['eps']).sqrt()
-            U = 0.2 * U / U.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-12)
+            U = 0.2 * U / U.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-3)
         return U, {'m1': m1, 'm2': m2, 'v': v, 'o2': o2}
 
 
 # -----------------------------------------------------------------------------
 # who moves which parameter
 
-# for the matrices; the learning rate is the best of those tried (README)
 MATRIX = {'muon': Muon, 'm3': M3, 'momentum': Momentum, 'delta_momentum': DeltaMomentum,
           'deep_momentum': DeepMomentum, 'dgd': DGD}
 NAMES = ('adamw', *MATRIX)
@@ -370,7 +387,7 @@ def param_groups(model, weight_decay, start_lr):
     groups = [{'params': [], 'weight_decay': decay, 'lr_scale': scale}
               for decay, scale in ((weight_decay, 1.0), (weight_decay, 1.0), (0.0, 1.0), (0.0, start_lr))]
     for name, p in model.named_parameters():
-        is_matrix = p.dim() == 2 and not name.endswith(('embed.weight', 'conv', 'rate', 'blend'))
+        is_matrix = p.dim() == 2 and min(p.shape) > 1 and not name.endswith(('embed.weight', 'conv', 'rate', 'blend'))
         groups[3 if name.endswith('_0') else 2 if not is_matrix else name == 'head.weight']['params'].append(p)
     owned = [p for group in groups for p in group['params']]
     assert len(owned) == len(set(owned)) and set(owned) == set(model.parameters()), 'a parameter is not in one group'
@@ -388,7 +405,8 @@ def optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
     if name != 'adamw':
         hidden, *groups = groups
         kind = MATRIX[name]
-        hooked = [layer for layer in model.modules() if getattr(layer, 'weight', None) in set(hidden['params'])]
+        moved = set(hidden['params'])
+        hooked = [layer for layer in model.modules() if getattr(layer, 'weight', None) in moved]
         memory = [DGD([hidden], hooked) if kind is DGD else kind([hidden])]
         matrix_lr = matrix_lr or memory[0].defaults['lr']
         hidden = memory[0].param_groups[0]
@@ -407,32 +425,38 @@ def surface(p, k=5.0, a=0.5, w=2.0):
     return r ** 2 + k * (r - theta + a * torch.sin(w * r)) ** 2
 
 
-def race_to_origin(lr=0.008, steps=600):
-    print(f'the toy surface from (-3.5, 2), lr {lr}: distance to the lowest point, mean over 20 steps')
-    print(f"{'':<24}" + ''.join(f'{f"step {n}":>10}' for n in range(steps // 4, steps + 1, steps // 4)))
-    for name, kind in (('Momentum', Momentum), ('Momentum, 0.6', lambda p, lr: Momentum(p, lr, momentum=0.6)),
-                       ('DeltaMomentum', DeltaMomentum), ('DeepMomentum, 3 lr', lambda p, lr: DeepMomentum(p, 3 * lr))):
-        p, distances = torch.nn.Parameter(torch.tensor([-3.5, 2.0])), []
-        optimizer = kind([p], lr)
-        for _ in range(steps):
-            optimizer.zero_grad()
-            surface(p).backward()
-            optimizer.step()
+RIVALS = {'Momentum': Momentum, 'Momentum, 0.6': lambda p, lr: Momentum(p, lr, momentum=0.6),
+          'DeltaMomentum': DeltaMomentum, 'DeepMomentum': DeepMomentum}
+
+
+def race_to_origin(steps=300):
+    print(f'the toy surface from (-3.5, 2): distance to the lowest point after {steps} steps, lr falling to 0')
+    rates = (0.01, 0.02, 0.04)
+    print(f"{'':<24}" + ''.join(f'{f"lr {lr}":>10}' for lr in rates))
+    for name, kind in {**RIVALS, 'DeepMomentum, no MLP': lambda p, lr: DeepMomentum(p, lr, inner_lr=0.0)}.items():
+        distances = []
+        for lr in rates:
+            p = torch.nn.Parameter(torch.tensor([-3.5, 2.0]))
+            optimizer = kind([p], lr)
+            for step in range(steps):
+                optimizer.param_groups[0]['lr'] = lr * (1 - step / steps)
+                optimizer.zero_grad()
+                surface(p).backward()
+                optimizer.step()
             distances.append(p.detach().norm().item())
-        ends = range(steps // 4, steps + 1, steps // 4)
-        print(f'{name:<24}' + ''.join(f'{sum(distances[n - 20:n]) / 20:10.3f}' for n in ends))
+        print(f'{name:<24}' + ''.join(f'{x:10.3f}' for x in distances))
 
 
-def stream_of_tasks(rows=16, cols=64, tasks=4, steps=100):
+def stream_of_tasks(rows=16, cols=64, tasks=4, steps=60):
     """One matrix learns task after task, each with inputs orthogonal to the others' (paper: eq. 45)."""
     rng = torch.Generator().manual_seed(0)
     bases = torch.linalg.qr(torch.randn(cols, cols, generator=rng))[0].chunk(tasks, dim=1)
     truth = torch.randn(rows, cols, generator=rng) / 4
     print('\northogonal tasks one after the other: loss of each after the last (before any, about 8)')
     print(f"{'':<24}" + ''.join(f'{f"task {i + 1}":>10}' for i in range(tasks)))
-    rivals = {kind: lr for kind, lr in ((Momentum, 0.1), (DeltaMomentum, 0.1), (DeepMomentum, 0.03), (AdamW, 0.03),
-                                        (Muon, 0.03), (DGD, 1.0), (M3, 0.03))}
-    for kind, lr in rivals.items():
+    rates = {'DGD': 1.0, 'Momentum': 0.1, 'Momentum, 0.6': 0.1, 'DeltaMomentum': 0.1}         # 0.03 for the others
+    for name, kind in {**RIVALS, 'AdamW': AdamW, 'Muon': Muon, 'M3': M3, 'DGD': DGD}.items():
+        lr = rates.get(name, 0.03)
         layer = torch.nn.Linear(cols, rows, bias=False)
         torch.nn.init.zeros_(layer.weight)
         optimizer = kind([layer.weight], [layer], lr=lr) if kind is DGD else kind([layer.weight], lr=lr)
@@ -449,7 +473,7 @@ def stream_of_tasks(rows=16, cols=64, tasks=4, steps=100):
                 loss_of(basis).backward()
                 optimizer.step()
         with torch.no_grad():
-            print(f'{kind.__name__:<24}' + ''.join(f'{loss_of(basis, 1000).item():10.4f}' for basis in bases))
+            print(f'{name:<24}' + ''.join(f'{loss_of(basis, 1000).item():10.4f}' for basis in bases))
 
 
 if __name__ == '__main__':

@@ -63,7 +63,7 @@ class Run:
     batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     # optimizer
-    optimizer: str = 'adamw'            # of matrices: adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
+    optimizer: str = 'adamw'            # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
     learning_rate: float = 4e-3         # at the peak
     matrix_lr: float = 0.0              # the same for the matrices, with another optimizer than adamw (0 = its default)
     start_lr: float = 0.1               # of what memories hold before the first token, as a fraction of the peak
@@ -96,6 +96,7 @@ class Run:
         check(0 < self.cooldown <= 1, f'--cooldown must be above 0 and at most 1, not {self.cooldown}')
         for name in ('beta1', 'beta2'):
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
+        check(self.matrix_lr < math.inf, f'--matrix_lr must be finite, not {self.matrix_lr}')
         check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
         for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES),
                               ('schedule', ('cosine', 'trapezoid')), ('dtype', ('auto', 'float32', 'bfloat16')),
@@ -219,13 +220,12 @@ memories = optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr
 step, best_loss = 0, math.inf
 if checkpoint:
     for optimizer, kept in zip(memories, checkpoint['optimizer']):
-        knobs = [{key: x for key, x in group.items() if key != 'params'} for group in optimizer.param_groups]
+        for group, new in zip(kept['param_groups'], optimizer.param_groups):
+            group.update({key: x for key, x in new.items() if key != 'params'})     # what this command line says
         try:
             optimizer.load_state_dict(kept)
         except (KeyError, ValueError) as error:
             raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
-        for group, knob in zip(optimizer.param_groups, knobs):
-            group.update(knob)                          # what this command line says, not what the checkpoint's said
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss = checkpoint['step'], checkpoint['best_loss']
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
