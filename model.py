@@ -166,7 +166,7 @@ class Hope(nn.Module):
                                 An answer from the start, the same for all keys, hides what is recalled (mqar.py)
         mixer.gates_0           0: the gates move only with what is read
         mixer.rate              write rates relative to beta, before the sigmoid: -3 for first layers, 0 for the memory
-                                that is read, -5 for those that generate: a key that moves from the start is no key
+                                that is read, -8 for those that generate: a key that moves from the start is no key
         mixer.blend             0.1: a value starts as v, not as what a still empty memory answers to it
         norms                   1
         """
@@ -198,7 +198,7 @@ class Hope(nn.Module):
             elif name.endswith(('gates_0', 'W1_0')):
                 p.zero_()
             elif name.endswith('rate'):
-                p[:, 0], p[:, 1], p[:, 2:] = -3, 0, -5
+                p[:, 0], p[:, 1], p[:, 2:] = -3, 0, -8
             elif name.endswith('blend'):
                 p.fill_(0.1)
             elif 'norm' in name:
