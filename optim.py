@@ -184,8 +184,9 @@ class DeltaMomentum(Memory):
 
     def update(self, G, W, s, t, o):
         E = G / G.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
-        answer = s['m'] @ E.mT                                                  # (n, rows, cols) x (n, cols, rows)
-        m = o['momentum'] * s['m'] - o['erase'] * answer @ E + G                # (n, rows, rows) x (n, rows, cols)
+        wide = G.shape[-1] >= G.shape[-2]                                       # the smaller of E E^T and E^T E
+        held = s['m'] @ E.mT @ E if wide else s['m'] @ (E.mT @ E)               # (n, rows, cols) along this gradient
+        m = o['momentum'] * s['m'] - o['erase'] * held + G
         return m, {'m': m}
 
 
