@@ -245,8 +245,14 @@ class DeepMomentum(Memory):
 
 
 def orthogonal(M):
-    """M (n, rows, cols) -> its singular vectors alone, with elements of root mean square 0.2, about that of AdamW's."""
-    return 0.2 * math.sqrt(max(M.shape[-2:])) * newton_schulz(M.bfloat16()).to(M.dtype)
+    """M (n, rows, cols) -> its singular vectors alone, (n, rows, cols)."""
+    assert min(M.shape[-2:]) > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
+    return newton_schulz(M.bfloat16()).to(M.dtype)
+
+
+def large_as_adam(M):
+    """The same with elements of root mean square 0.2, about that of AdamW's updates."""
+    return 0.2 * math.sqrt(max(M.shape[-2:])) * orthogonal(M)
 
 
 class Muon(Memory):
@@ -258,13 +264,9 @@ class Muon(Memory):
     def __init__(self, params, lr=4e-3, momentum=0.95, weight_decay=0.0):
         super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    def start(self, G):
-        assert len(G) > 1 and G.shape[1] > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
-        return {'m': torch.zeros_like(G)}
-
     def update(self, G, W, s, t, o):
         m = s['m'].lerp(G, 1 - o['momentum'])
-        return orthogonal(G.lerp(m, o['momentum'])), {'m': m}                   # Nesterov: a look ahead
+        return large_as_adam(G.lerp(m, o['momentum'])), {'m': m}                # Nesterov: a look ahead
 
 
 # -----------------------------------------------------------------------------
@@ -350,22 +352,21 @@ class M3(Memory):
                          literal=literal, weight_decay=weight_decay)
 
     def start(self, G):
-        assert len(G) > 1 and G.shape[1] > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
         return {name: torch.zeros_like(G) for name in ('m1', 'm2', 'v', 'o2')}
 
     def update(self, G, W, s, t, o):
         # the slow read is of the steps before this one: of the whole chunks that are over
-        o2 = orthogonal(s['m2']) if t % o['every'] == 1 % o['every'] else s['o2']
+        read = orthogonal if o['literal'] else large_as_adam
+        o2 = read(s['m2']) if t % o['every'] == 1 % o['every'] else s['o2']
         if o['literal']:
             m1, m2 = s['m1'] + o['beta1'] * G, s['m2'] + o['beta3'] * G
             v = s['v'] + o['beta2'] * G.square()
-            scale = 0.2 * math.sqrt(max(G.shape[-2:]))                  # NS as the paper has it: no size of its own
-            U = (orthogonal(m1) + o['slow'] * o2) / scale / (v + o['eps']).sqrt()
+            U = (read(m1) + o['slow'] * o2) / (v + o['eps']).sqrt()
         else:
             m1, m2 = s['m1'].lerp(G, 1 - o['beta1']), s['m2'].lerp(G, 1 - o['beta3'])
             v = s['v'].lerp(G.square(), 1 - o['beta2'])
             usual = v.mean(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
-            U = (orthogonal(m1) + o['slow'] * o2) / (v / usual + o['eps']).sqrt()
+            U = (read(m1) + o['slow'] * o2) / (v / usual + o['eps']).sqrt()
             U = 0.2 * U / U.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-3)
         return U, {'m1': m1, 'm2': m2, 'v': v, 'o2': o2}
 
@@ -405,10 +406,11 @@ def optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
     memory = []
     if name != 'adamw':
         hidden, *groups = groups
-        kind = MATRIX[name]
-        moved = set(hidden['params'])
-        hooked = [layer for layer in model.modules() if getattr(layer, 'weight', None) in moved]
-        memory = [DGD([hidden], hooked) if kind is DGD else kind([hidden])]
+        if name == 'dgd':
+            moved = set(hidden['params'])
+            memory = [DGD([hidden], [layer for layer in model.modules() if getattr(layer, 'weight', None) in moved])]
+        else:
+            memory = [MATRIX[name]([hidden])]
         matrix_lr = matrix_lr or memory[0].defaults['lr']
         hidden = memory[0].param_groups[0]
         hidden.update(lr=matrix_lr, lr_scale=matrix_lr / lr, weight_decay=weight_decay * lr / matrix_lr)
@@ -468,8 +470,7 @@ def stream_of_tasks(rows=16, cols=64, tasks=4, steps=60):
 
         for basis in bases:
             for step in range(steps):
-                for group in optimizer.param_groups:
-                    group['lr'] = lr * (1 - step / steps)
+                optimizer.param_groups[0]['lr'] = lr * (1 - step / steps)
                 optimizer.zero_grad()
                 loss_of(basis).backward()
                 optimizer.step()

@@ -16,6 +16,7 @@ Does NOT include: chat templates, batched serving.
 """
 import codecs
 import contextlib
+import functools
 import hashlib
 import math
 import os
@@ -87,6 +88,7 @@ if args.memory and args.num_samples > 1:
 # remembering from one call to the next
 
 
+@functools.cache                                        # weights stay as they are; a memory is saved after every line
 def owner():
     """Which model a memory belongs to, {what: value}."""
     weights = hashlib.sha256()
@@ -256,7 +258,7 @@ if args.memory_info:
     print_memory(state)
     sys.exit()
 if 'score' in given:
-    pending, state = score(args.score, (pending or [enc.eot_token])[-1], state)
+    save_memory(*score(args.score, (pending or [enc.eot_token])[-1], state))
 elif args.interactive:
     note('a prompt a line; the model goes on from all lines so far. Ctrl-D ends.')
     while True:
@@ -279,5 +281,4 @@ else:
             note(f'--- sample {i + 1} of {args.num_samples}')
         print(text.decode(errors='replace'), end='', flush=True)
         pending, after = write(tokens, state, rng)
-    state = after
-save_memory(pending, state)
+    save_memory(pending, after)

@@ -327,9 +327,8 @@ def print_sample():
 def save():
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in memories],
-        'config': dataclasses.asdict(config),
-        'run': dataclasses.asdict(run), 'step': step, 'batch_rng': batch_rng.get_state(), 'best_loss': best_loss,
-        'sha256': info['sha256'],
+        'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
+        'batch_rng': batch_rng.get_state(), 'best_loss': best_loss, 'sha256': info['sha256'],
         'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
 
 
@@ -395,8 +394,9 @@ while True:
     # forward and backward, over the parts of this device's share of the batch
     start_time = time.perf_counter()
     lr = lr_at(step)
-    for group in (group for optimizer in memories for group in optimizer.param_groups):
-        group['lr'] = lr * group['lr_scale']
+    for optimizer in memories:
+        for group in optimizer.param_groups:
+            group['lr'] = lr * group['lr_scale']
     x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
     x, y = x[rank::world].to(device), y[rank::world].to(device)
     loss = torch.zeros((), device=device)

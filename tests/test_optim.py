@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from conftest import ROOT  # noqa: F401  (puts the repository on the path)
 from test_scripts import TINY, inside, losses
 
 import optim
@@ -19,9 +18,9 @@ def gradients(steps, *shape, dtype=torch.float64, seed=0):
     return torch.randn(steps, *shape, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def follow(make, grads, start=None):
+def follow(make, grads):
     """The parameter after every step of make([parameter]) along these gradients."""
-    p = torch.nn.Parameter(torch.ones_like(grads[0]) if start is None else start.clone())
+    p = torch.nn.Parameter(torch.ones_like(grads[0]))
     optimizer, path = make([p]), []
     for grad in grads:
         p.grad = grad.clone()
@@ -206,17 +205,15 @@ def test_m3_literal_is_algorithm_1():
     lr, b1, b2, b3, slow, f, eps = 1e-3, 0.9, 0.95, 0.8, 0.6, 8, 1e-8
     grads = gradients(40, 6, 10, dtype=torch.float32)
 
-    def ns(M):                                              # as the paper has it: not scaled by the shape
-        return orthogonal(M[None])[0] / (0.2 * math.sqrt(10))
     W, M1, M2, V = torch.ones(6, 10), 0, torch.zeros(6, 10), 0
     path = []
     for k in range(5):
         if k > 0:
             M2 = M2 + b3 * grads[(k - 1) * f:k * f].sum(0)
-        O2 = ns(M2)
+        O2 = orthogonal(M2)
         for t in range(k * f, (k + 1) * f):
             M1, V = M1 + b1 * grads[t], V + b2 * grads[t] ** 2
-            W = W - lr * (ns(M1) + slow * O2) / torch.sqrt(V + eps)
+            W = W - lr * (orthogonal(M1) + slow * O2) / torch.sqrt(V + eps)
             path.append(W)
 
     def make(p, slow=slow):
