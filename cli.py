@@ -18,6 +18,7 @@ import difflib
 import inspect
 import os
 import re
+import subprocess
 import sys
 
 
@@ -205,6 +206,16 @@ def locked(path):
         except BlockingIOError:
             raise UserError(f'{path} is in use by another process; wait until it ends, or name another file') from None
         yield
+
+
+def git_commit():
+    """The commit of this code, with -dirty if it was changed since, or 'unknown'."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    try:
+        return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40'], cwd=here,
+                              capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return 'unknown'
 
 
 # -----------------------------------------------------------------------------

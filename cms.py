@@ -198,6 +198,18 @@ def learn(model, idx, memory=None):
     return torch.cat(out, dim=1), memory | {'trace': logits is not None and (fast, logits)}
 
 
+def set_clock(config, chunks='', inner=''):
+    """
+    Give a checkpoint's config, a dict, the token clock that its model is to learn with: what is given, else what it was
+    trained with, else 128 tokens for the fastest level and four times as many for each one after it.
+    """
+    levels = max(len(config['cms_periods'].split(',')), len(config['cms_chunks'].split(',')))
+    config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
+    config['cms_inner'] = inner or config['cms_inner']
+    if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
+        config['cms_topology'] = 'stacked'
+
+
 def detached(tensors):
     return {name: x.detach() if torch.is_tensor(x) else x for name, x in tensors.items()}
 

