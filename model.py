@@ -21,7 +21,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from cli import UserError, atomic_write, check, clock
+from cli import UsageError, UserError, atomic_write, build, check, clock
 from cms import CMS, TOPOLOGIES, learn
 from kernels import at_least_float32
 from memory import DEEP, MIXERS
@@ -287,6 +287,22 @@ class Hope(nn.Module):
         weights = sum(p.numel() for name, p in self.named_parameters() if p.dim() == 2 and name != 'embed.weight')
         weights += self.embed.weight.numel() if self.config.tie_head else 0
         return 3 * (2 * weights + sum(block.mixer.flops(T) for block in self.blocks))
+
+
+def equal_model(mixer, knobs, parameters=None):
+    """
+    The model with that memory and the knobs (a dict of Config's fields), and with about that many parameters: its MLPs
+    are as wide as brings it nearest.
+    """
+    config, = build([Config], {**knobs, 'mixer': mixer})
+    model = Hope(config)
+    if parameters:
+        per_unit = 3 * config.n_embd * config.n_layer
+        n_hidden = config.n_hidden + round((parameters - model.num_params()) / per_unit)
+        if n_hidden < 1:
+            raise UsageError(f'--n_hidden={config.n_hidden} is too small to give {mixer} {parameters:,} parameters')
+        model = Hope(build([Config], {**knobs, 'mixer': mixer, 'n_hidden': n_hidden})[0])
+    return model
 
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):

@@ -25,10 +25,10 @@ from dataclasses import dataclass
 
 import torch
 
-from cli import UsageError, build, check, one_line_errors, read_args
+from cli import build, check, one_line_errors, read_args
 from data import mqar
 from memory import MIXERS
-from model import Config, Hope
+from model import Config, equal_model
 from optim import param_groups
 
 
@@ -66,19 +66,6 @@ class Race:
 
 
 SMALL = dict(n_layer=2, n_head=2, n_embd=64, n_hidden=128)
-
-
-def equal_model(mixer, knobs, parameters=None):
-    """The model with that memory; with parameters, its MLP is as wide as brings it nearest to that number of them."""
-    config, = build([Config], {**knobs, 'mixer': mixer})
-    model = Hope(config)
-    if parameters:
-        per_unit = 3 * config.n_embd * config.n_layer
-        n_hidden = config.n_hidden + round((parameters - model.num_params()) / per_unit)
-        if n_hidden < 1:
-            raise UsageError(f'--n_hidden={config.n_hidden} is too small to make {mixer} the size of hope')
-        model = Hope(build([Config], {**knobs, 'mixer': mixer, 'n_hidden': n_hidden})[0])
-    return model
 
 
 @torch.no_grad()

@@ -1,0 +1,48 @@
+"""The bench: every part prints what it measured, the JSON holds it, wrong words are refused by name."""
+import json
+import math
+
+import pytest
+import torch
+from test_scripts import inside, shell
+
+from cli import UsageError
+
+TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--quick', '--lengths=64', '--tokens=128', '--device=cpu']
+
+
+def test_all_parts(tmp_path):
+    path = str(tmp_path / 'bench.json')
+    printed = shell('bench.py', *TINY, '--mixers=attention,hope,gla', f'--json={path}').stdout
+    for word in ('ceilings: ', 'training, ', 'decoding, ', 'the recurrence, '):
+        assert word in printed
+    with open(path) as file:
+        result = json.load(file)
+    assert [row['mixer'] for row in result['train']] == ['attention', 'hope', 'gla']
+    assert result['train'][0]['ratio'] == 1 and all(row['flops'] > 0 for row in result['train'])
+    assert [row['form'] for row in result['kernels']] == ['token loop', 'chunked']
+    assert result['kernels'][1]['seconds'] < result['kernels'][0]['seconds'], 'the chunked form is the fast one'
+    assert result['commit'] and result['bench']['quick'] and result['model']['n_embd'] == 32
+    assert len({row['state_bytes'] for row in result['decode'] if row['mixer'] == 'hope'}) == 1
+
+
+def test_the_peak_is_what_a_block_takes():
+    Peak = inside('bench.py', *TINY, '--parts=kernels')['Peak']
+    with Peak('cpu') as peak:
+        x = torch.ones(1 << 25)                                 # 128 MiB
+        torch.zeros(1000).sum()
+        del x
+    assert math.isnan(peak.mib) or 100 < peak.mib < 200
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--parts=train,speed'], "--parts takes ceilings, train, decode, kernels, with commas between, not 'speed'"),
+    (['--mixers=lstm'], "not 'lstm'"),
+    (['--lengths=1k'], "not '1k'"),
+    (['--repeats=0'], '--repeats must be at least 1'),
+    (['--dtype=int8'], "not 'int8'"),
+])
+def test_wrong_words(args, words):
+    with pytest.raises(UsageError) as error:
+        inside('bench.py', *args)
+    assert words in str(error.value)
