@@ -41,8 +41,9 @@ warm wild'''.split()
 NOISE = ' The clock ticks. The rain falls. The road is long. Nobody is home. And on it goes.'
 FORMS = {'short': dict(number=4, code=8, adjectives=False),       # digits of a number and of a code, keys of two words
          'full': dict(number=7, code=32, adjectives=True)}
-ROWS = {'text': 0.2, 'drill': 0.4, 'tasks': 0.4}                  # of a training batch
-ANSWERS_WEIGH = 0.5                     # what all answers of a training batch weigh together, of 1
+LESSONS = (0.1, 0.2, 0.3)               # where in training drills of 1, 2, 4 numbers end, of which there are only rows
+ROWS = {'text': 0.2, 'drill': 0.2, 'tasks': 0.6}                # the shares of a training batch after that
+ANSWERS_WEIGH = 0.8                     # what all answers of a training batch weigh together, of 1
 
 
 @dataclass(frozen=True)
@@ -181,36 +182,41 @@ class Needles:
             parts += [(prompt[1:], False), (example.answer, True), (eot, True)]
             n -= len(prompt) + len(example.answer)
 
-    def drill_row(self, n, rng):
+    def drill_row(self, n, rng, n_keys=0):
         """
         A few needles, told again and again with text between them, about n tokens: what a value is a model can know
-        from the second time on. An answer for every 36 bytes, where the tasks have one for a hundred or more.
+        from the second time on. An answer for every 36 bytes, where the tasks have one for a hundred or more. With
+        n_keys, so many numbers and no text: to find out that there is something to recall takes many plain answers.
         """
-        parts, kind = [], rng.choice(('number', 'code'))
-        n_keys = 2 ** rng.randrange(4)
+        parts, kind = [], 'number' if n_keys else rng.choice(('number', 'code'))
+        gap, n_keys = 1 if n_keys else 65, n_keys or 2 ** rng.randrange(4)
         values, told = dict(zip(self.keys(n_keys, rng), self.values(kind, n_keys, rng))), set()
         while n > 0:
             key = rng.choice(list(values))
-            hay = self.cut('text', int(65 ** rng.random()) - 1, rng)[0]
+            hay = self.cut('text', int(gap ** rng.random()) - 1, rng)[0]
             cue, value = self.tokens(f' The secret {kind} of {key} is'), self.tokens(f' {values[key]}.')
             parts += [(hay, False), (cue, False), (value, key in told)]
             n -= len(hay) + len(cue) + len(value)
             told.add(key)
         return parts
 
-    def batch(self, batch_size, block_size, generator):
+    def batch(self, batch_size, block_size, generator, progress=1.0):
         """
-        Rows to train on: text, drills, and examples of the tasks at random lengths, by the shares in ROWS.
+        Rows to train on: text, drills, and examples of the tasks at random lengths, by the shares in ROWS; before that,
+        by progress (the share of training that is done), the LESSONS.
         -> x, y (batch_size, block_size) int64, weights (batch_size, block_size) float32 of mean 1: answers together
         weigh ANSWERS_WEIGH, all else the rest. A row depends on the generator alone.
         """
         rows, marks = [], []
+        n_keys = next((2 ** i for i, end in enumerate(LESSONS) if progress < end), 0)
         for seed in torch.randint(2 ** 62, (batch_size,), generator=generator).tolist():
             rng = random.Random(seed)
-            kind, = rng.choices(list(ROWS), ROWS.values())
+            kind, = ['drill'] if n_keys else rng.choices(list(ROWS), ROWS.values())
             parts = [(np.array([self.enc.eot_token]), False)]
-            if kind != 'text':
-                parts += (self.task_row if kind == 'tasks' else self.drill_row)(block_size, rng)
+            if kind == 'tasks':
+                parts += self.task_row(block_size, rng)
+            if kind == 'drill':
+                parts += self.drill_row(block_size, rng, n_keys)
             left = block_size + 1 - sum(len(tokens) for tokens, _ in parts)
             parts.append((self.cut('text', max(0, left), rng)[0], False))
             rows.append(np.concatenate([tokens for tokens, _ in parts])[:block_size + 1])

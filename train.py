@@ -314,7 +314,7 @@ def evaluate():
 def next_batch():
     """What the model is called with, for one step and all devices."""
     if needles:
-        x, y, weights = needles.batch(run.batch_size, config.block_size, batch_rng)
+        x, y, weights = needles.batch(run.batch_size, config.block_size, batch_rng, step / run.max_steps)
         return {'idx': x, 'targets': y, 'weights': weights}
     x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
     return {'idx': x, 'targets': y}

@@ -1,6 +1,7 @@
 """Needles: exact lengths, depths, what the oracle and chance score, training batches, then the script end to end."""
 import json
 import random
+import re
 
 import numpy as np
 import pytest
@@ -149,6 +150,9 @@ def test_a_drill_tells_values_again(needles):
             assert not no and answer == (cue in told) and told.setdefault(cue, value) == value
             again += answer
     assert again >= 60
+    first = [needles.batch(4, 512, torch.Generator().manual_seed(0), progress)[0] for progress in (0, 0.15, 0.25, 0.9)]
+    keys = [len(set(re.findall(r'secret number of (\w+) is', needles.enc.decode(x[1].tolist())))) for x in first]
+    assert keys[:3] == [1, 2, 4], 'lessons begin with one key'
 
 
 def test_weights_in_the_loss():
