@@ -1,12 +1,16 @@
 """Needles: exact lengths, depths, what the oracle and chance score, training batches, then the script end to end."""
 import json
 import random
+import os
 import re
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import assert_near
+from conftest import ROOT, assert_near
 from test_scripts import inside, shell
 
 import niah
@@ -168,22 +172,29 @@ def test_weights_in_the_loss():
 # -----------------------------------------------------------------------------
 # the scripts
 
-SMALL = ['--data=niah', '--mixer=gla', '--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=256', '--eval_every=3',
+SMALL = ['--data=niah', '--mixer=gla', '--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=256', '--eval_every=10',
          '--eval_batches=1', '--sample_tokens=0', '--device=cpu', '--preset=cpu']
 
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     out_dir = str(tmp_path_factory.mktemp('run') / 'out')
-    return out_dir, shell('train.py', f'--out_dir={out_dir}', '--max_steps=6', *SMALL).stdout
+    return out_dir, shell('train.py', f'--out_dir={out_dir}', '--max_steps=20', *SMALL).stdout
 
 
 def test_training_says_what_is_recalled_and_resumes_exactly(trained, tmp_path):
     out_dir, stdout = trained
     assert stdout.count('answers right, %: s1 0  s2 0') == 2
     other = str(tmp_path / 'out')
-    inside('train.py', f'--out_dir={other}', '--max_steps=3', *SMALL)
-    inside('train.py', f'--out_dir={other}', '--resume', '--max_steps=6')
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--out_dir={other}', '--max_steps=20', *SMALL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith('step       4/'):
+                process.send_signal(signal.SIGINT)
+                break
+        process.stdout.read()
+    assert 4 <= torch.load(f'{other}/ckpt.pt')['step'] < 20
+    inside('train.py', f'--out_dir={other}', '--resume')
     a, b = (torch.load(f'{d}/ckpt.pt', weights_only=True) for d in (out_dir, other))
     assert torch.equal(a['batch_rng'], b['batch_rng'])
     assert all(torch.equal(p, b['model'][name]) for name, p in a['model'].items())
