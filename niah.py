@@ -41,7 +41,7 @@ warm wild'''.split()
 NOISE = ' The clock ticks. The rain falls. The road is long. Nobody is home. And on it goes.'
 FORMS = {'short': dict(number=4, code=8, adjectives=False),       # digits of a number and of a code, keys of two words
          'full': dict(number=7, code=32, adjectives=True)}
-LESSONS = (0.1, 0.2, 0.3)               # where in training drills of 1, 2, 4 numbers end, of which there are only rows
+LESSONS = (0.1, 0.2, 0.3)               # the shares of training after which drills of 1, 2, 4 keys alone end
 ROWS = {'text': 0.2, 'drill': 0.2, 'tasks': 0.6}                # the shares of a training batch after that
 ANSWERS_WEIGH = 0.8                     # what all answers of a training batch weigh together, of 1
 
@@ -186,9 +186,9 @@ class Needles:
         """
         A few needles, told again and again with text between them, about n tokens: what a value is a model can know
         from the second time on. An answer for every 36 bytes, where the tasks have one for a hundred or more. With
-        n_keys, so many numbers and no text: to find out that there is something to recall takes many plain answers.
+        n_keys so many, and no text; if it is one, numbers alone: that there is something to recall is hard to find.
         """
-        parts, kind = [], 'number' if n_keys else rng.choice(('number', 'code'))
+        parts, kind = [], 'number' if n_keys == 1 else rng.choice(('number', 'code'))
         gap, n_keys = 1 if n_keys else 65, n_keys or 2 ** rng.randrange(4)
         values, told = dict(zip(self.keys(n_keys, rng), self.values(kind, n_keys, rng))), set()
         while n > 0:
