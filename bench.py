@@ -4,12 +4,14 @@ What each memory costs, beside a Transformer of as many parameters, and what the
     python bench.py                                     a quarter of an hour on one core
     python bench.py --quick                             under a minute: nothing compiled, one length
     python bench.py --parts=train --lengths=4096,16384 --mixers=attention,hope
-    python bench.py --n_layer=12 --n_head=12 --n_embd=768 --lengths=2048,16384       GPT-2's size, for a GPU
+    python bench.py --n_layer=12 --n_head=12 --n_embd=768 --vocab_size=50257 --tie_head --chunk_size=64 \
+                    --lengths=2048,16384 --tokens=65536         GPT-2's size, for a GPU
 
-Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models in
-turn, medians, as ratios to attention; the memory a step takes on top of the process's. Decoding: milliseconds per token
-and bytes of state after 1,000 tokens and more. Kernels: token loop, chunked form, compiled form, against the ceilings.
-With --json=FILE everything goes there as well, with machine, versions and commit. Any knob of the model is --key=value.
+Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
+in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's. Decoding:
+milliseconds per token and bytes of state after 1,000 tokens and more. Kernels: the recurrence as token loop, chunked,
+compiled. Shares are of the ceilings. --json=FILE keeps it, with machine, versions and commit. Any knob of the model is
+--key=value.
 
 Does NOT include: the optimizer's step (optim.py's is the same for all), several devices, other machines' numbers.
 """
@@ -19,6 +21,7 @@ import json
 import os
 import platform
 import shlex
+import statistics
 import sys
 import threading
 import time
@@ -28,7 +31,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-from cli import atomic_write, build, check, git_commit, one_line_errors, read_args
+from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from memory import MIXERS
 from model import Config, Hope, equal_model, pick_device, state_bytes
 
@@ -50,23 +53,17 @@ class Bench:
     json: str = ''                      # a file for the numbers
 
     def __post_init__(self):
-        for name, known in (('parts', PARTS), ('mixers', MIXERS), ('compile', MIXERS)):
-            for word in filter(None, getattr(self, name).split(',')):
-                check(word in known, f"--{name} takes {', '.join(known)}, with commas between, not '{word}'")
-        for name in ('lengths', 'contexts'):
-            check(all(n.isdecimal() and int(n) for n in getattr(self, name).split(',')),
-                  f"--{name} takes whole numbers with commas between, not '{getattr(self, name)}'")
+        words('parts', self.parts, PARTS)
+        words('mixers', self.mixers, MIXERS)
+        words('compile', self.compile, [*MIXERS, ''])
+        numbers('lengths', self.lengths)
+        numbers('contexts', self.contexts)
         for name in ('tokens', 'repeats', 'threads'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(self.dtype in ('auto', 'float32', 'bfloat16'), f"--dtype must be float32 or bfloat16, not '{self.dtype}'")
-        check(self.mixers, '--mixers names no model')
 
 
 QUICK = dict(mixers='attention,hope', compile='', lengths='512', tokens=1024, repeats=3, contexts='1000')
-
-
-def median(numbers):
-    return sorted(numbers)[len(numbers) // 2]
 
 
 def timed(f, device):
@@ -76,6 +73,12 @@ def timed(f, device):
     if device == 'cuda':
         torch.cuda.synchronize()
     return time.perf_counter() - start
+
+
+def median(f, device, n):
+    """The median of n timings, after a call that warms up or compiles."""
+    f()
+    return statistics.median(timed(f, device) for _ in range(n))
 
 
 class Peak:
@@ -114,34 +117,35 @@ class Peak:
 
 
 # -----------------------------------------------------------------------------
-# the four parts, each a function of the knobs that prints a table and returns its rows
+# the four parts, each a function that prints a table and returns its rows; ceiling: what ceilings returned, or None
 
 
-def ceilings(bench, knobs, device, autocast):
+def ceilings(bench, knobs, device, dtype, ceiling):
     """What a large matrix product and a large copy reach."""
     n = 8192 if device == 'cuda' else 2048
-    dtype = torch.bfloat16 if autocast.fast_dtype == torch.bfloat16 and autocast._enabled else torch.float32
     a, b = torch.randn(2, n, n, device=device, dtype=dtype)
-    c, d = torch.empty(2, 1 << (30 if device == 'cuda' else 26), device=device)
-    flops = 2 * n ** 3 / median([timed(lambda: a @ b, device) for _ in range(5)])
-    bandwidth = 2 * c.numel() * 4 / median([timed(lambda: d.copy_(c), device) for _ in range(5)])
+    source = torch.ones(1 << (30 if device == 'cuda' else 26), device=device)
+    target = torch.empty_like(source)
+    flops = 2 * n ** 3 / median(lambda: a @ b, device, 5)
+    bandwidth = 2 * source.numel() * 4 / median(lambda: target.copy_(source), device, 5)
     print(f'\nceilings: {flops / 1e9:,.0f} GFLOP/s (a matrix product of {n} x {n}, {str(dtype)[6:]}), '
           f'{bandwidth / 1e9:,.1f} GB/s (a copy)')
     return {'flops': flops, 'bytes_per_second': bandwidth}
 
 
-def train(bench, knobs, device, autocast):
+def train(bench, knobs, device, dtype, ceiling):
     """A training step of every mixer at every length, forward and backward."""
-    rows, parameters = [], equal_model('hope', knobs).num_params()
-    print(f"\ntraining, forward and backward, {parameters:,} parameters each; x is the time of the first one's step\n"
-          f"{'T':>7}  {'mixer':<16}{'compiled':>9}{'first s':>9}{'ms':>9}{'tok/s':>10}{'x':>7}{'GFLOP/s':>9}{'MiB':>8}")
-    for T in map(int, bench.lengths.split(',')):
+    rows, parameters, autocast = [], equal_model('hope', knobs).num_params(), in_bf16(device, dtype)
+    print(f"\ntraining, forward and backward, {parameters:,} parameters each; x is the time of the first one's step")
+    print('      T  mixer            compiled  first s       ms     tok/s      x  GFLOP/s    share     MiB')
+    for T in numbers('lengths', bench.lengths):
+        torch._dynamo.reset()                   # or it compiles for any length from the second one on, and stops at 8
         runs = {}
         for mixer in bench.mixers.split(','):
             torch.manual_seed(0)
             model = equal_model(mixer, knobs | {'block_size': T}, parameters).to(device)
             runs[mixer] = torch.compile(model) if mixer in bench.compile.split(',') else model
-        x = torch.randint(knobs.get('vocab_size', Config.vocab_size), (max(1, bench.tokens // T), T), device=device)
+        x = torch.randint(model.config.vocab_size, (max(1, bench.tokens // T), T), device=device)
 
         def step(model):
             with autocast:
@@ -153,26 +157,26 @@ def train(bench, knobs, device, autocast):
         for _ in range(bench.repeats):
             for mixer, model in runs.items():
                 times[mixer].append(timed(lambda: step(model), device))
-        base = median(times[next(iter(runs))])
+        base = statistics.median(times[next(iter(runs))])
         for mixer, model in runs.items():
             with Peak(device) as peak:
                 timed(lambda: step(model), device)
-            seconds = median(times[mixer])
-            speed = x.numel() / seconds
-            rows.append({'T': T, 'mixer': mixer, 'compiled': mixer in bench.compile.split(','), 'first': first[mixer],
-                         'seconds': seconds, 'tokens_per_second': speed, 'ratio': seconds / base,
-                         'flops': speed * model.flops_per_token(T), 'peak_mib': peak.mib})
-            r = rows[-1]
-            print(f"{T:>7,}  {mixer:<16}{'yes' if r['compiled'] else 'no':>9}{r['first']:>9.1f}{1e3 * seconds:>9.0f}"
-                  f"{speed:>10,.0f}{r['ratio']:>7.2f}{r['flops'] / 1e9:>9.1f}{peak.mib:>8.0f}", flush=True)
+            seconds = statistics.median(times[mixer])
+            speed, compiled = x.numel() / seconds, mixer in bench.compile.split(',')
+            flops = speed * model.flops_per_token(T)
+            rows.append({'T': T, 'mixer': mixer, 'compiled': compiled, 'first': first[mixer], 'seconds': seconds,
+                         'tokens_per_second': speed, 'ratio': seconds / base, 'flops': flops, 'peak_mib': peak.mib})
+            mfu = share(flops, ceiling, 'flops')
+            print(f"{T:>7,}  {mixer:<16}{'yes' if compiled else 'no':>9}{first[mixer]:>9.1f}{1e3 * seconds:>9.0f}"
+                  f"{speed:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}{mfu:>9}{peak.mib:>8.0f}", flush=True)
         del runs
     return rows
 
 
 @torch.no_grad()
-def decode(bench, knobs, device, autocast):
+def decode(bench, knobs, device, dtype, ceiling):
     """Milliseconds per token and bytes of state, after a context was read. Attention keeps all of it."""
-    rows, contexts = [], [*map(int, bench.contexts.split(','))]
+    rows, contexts, autocast = [], numbers('contexts', bench.contexts), in_bf16(device, dtype)
     print(f"\ndecoding, one sequence: ms per token, KiB of state, after a context of so many tokens\n{'mixer':<16}"
           + ''.join(f'{n:>20,}' for n in contexts))
     for mixer in bench.mixers.split(','):
@@ -182,46 +186,55 @@ def decode(bench, knobs, device, autocast):
                 line += f"{'-':>20}"
                 continue
             torch.manual_seed(0)
-            sees = max(contexts) + 100 if mixer == 'attention' else 512
+            sees = n + 100 if mixer == 'attention' else 512
             model = Hope(build([Config], knobs | {'mixer': mixer, 'block_size': sees})[0]).to(device).eval()
-            idx, state, times = torch.randint(257, (1, n), device=device), None, []
+            idx, state = torch.randint(model.config.vocab_size, (1, n), device=device), None
             with autocast:
                 for part in idx.split(512, dim=1):
                     state = model(part, state=state)[2]
-                for _ in range(32):
-                    times.append(timed(lambda: model(idx[:, :1], state=state), device))
-            rows.append({'mixer': mixer, 'context': n, 'seconds': median(times), 'state_bytes': state_bytes(state)})
-            line += f"{1e3 * median(times):>9.2f}{state_bytes(state) / 1024:>11,.0f}"
+                seconds = median(lambda: model(idx[:, :1], state=state), device, 32)
+            rows.append({'mixer': mixer, 'context': n, 'seconds': seconds, 'state_bytes': state_bytes(state)})
+            line += f"{1e3 * seconds:>9.2f}{state_bytes(state) / 1024:>11,.0f}"
         print(f'{mixer:<16}{line}', flush=True)
     return rows
 
 
-def recurrence(bench, knobs, device, autocast):
-    """The recurrence: token loop, chunked form, compiled form."""
+def recurrence(bench, knobs, device, dtype, ceiling):
+    """The recurrence in float32: token loop, chunked form, compiled form."""
     B, H, T, D = (8, 16, 2048, 64) if device == 'cuda' else (1, 2, 256, 32) if bench.quick else (2, 4, 1024, 32)
     inputs = [x.detach().to(device).requires_grad_() for x in kernels.example(B, H, T, D)]
-    forms = {'token loop': kernels.delta_rule_ref, 'chunked': kernels.delta_rule}
+    forms = {'token loop': (kernels.delta_rule_ref,) * 2, 'chunked': (kernels.delta_rule,) * 2}
     if bench.compile:
-        forms['compiled'] = torch.compile(kernels.delta_rule)
-    with FlopCounterMode(display=False) as counter:
-        kernels.forward_backward(kernels.delta_rule, inputs)
-    flops, moved = counter.get_total_flops(), 2 * 4 * sum(x.numel() for x in inputs)     # inputs, and their gradients
-    print(f'\nthe recurrence, forward and backward, B={B} H={H} T={T} Dk=Dv={D}, chunk 64: '
-          f'{flops / 1e9:.2f} GFLOP in matrix products, {moved / 1e6:.1f} MB of inputs and gradients')
+        forms['compiled'] = torch.compile(kernels.delta_rule), kernels.delta_rule
+    moved = 2 * 4 * sum(x.numel() for x in inputs)                          # inputs, and their gradients
+    print(f'\nthe recurrence, forward and backward, B={B} H={H} T={T} Dk=Dv={D}, chunk 64: matrix products, and '
+          f'what has to be moved at least ({moved / 1e6:.1f} MB)')
     rows = []
-    for name, f in forms.items():
-        kernels.forward_backward(f, inputs)                                 # warms up or compiles
-        seconds = median([timed(lambda: kernels.forward_backward(f, inputs), device) for _ in range(bench.repeats)])
-        rows.append({'form': name, 'seconds': seconds, 'flops': flops / seconds, 'bytes_per_second': moved / seconds})
-        print(f'{name:<16}{1e3 * seconds:>9.1f} ms{flops / seconds / 1e9:>9.1f} GFLOP/s{moved / seconds / 1e9:>8.2f} GB/s')
+    for name, (f, eager) in forms.items():
+        with FlopCounterMode(display=False) as counter:
+            kernels.forward_backward(eager, inputs)
+        seconds = median(lambda: kernels.forward_backward(f, inputs), device, bench.repeats)
+        flops, bandwidth = counter.get_total_flops() / seconds, moved / seconds
+        rows.append({'form': name, 'seconds': seconds, 'flops': flops, 'bytes_per_second': bandwidth})
+        shares = share(flops, ceiling, 'flops'), share(bandwidth, ceiling, 'bytes_per_second')
+        print(f'{name:<16}{1e3 * seconds:>9.1f} ms{flops / 1e9:>9.1f} GFLOP/s{shares[0]:>9}{bandwidth / 1e9:>9.2f} GB/s'
+              f'{shares[1]:>9}')
     return rows
+
+
+def in_bf16(device, dtype):
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def share(number, ceiling, of):
+    return f'{100 * number / ceiling[of]:.1f} %' if ceiling else '-'
 
 
 PARTS = {'ceilings': ceilings, 'train': train, 'decode': decode, 'kernels': recurrence}
 
 
 def main():
-    given = read_args([Bench, Config], sys.argv[1:], hidden=('vocab_size', 'block_size', 'mixer', 'n_hidden'))
+    given = read_args([Bench, Config], sys.argv[1:], hidden=('block_size', 'mixer', 'n_hidden'))
     bench, = build([Bench], (QUICK if given.get('quick') else {}) | given)
     knobs = {name: x for name, x in given.items() if name in Config.__dataclass_fields__}
     device = pick_device(bench.device)
@@ -230,11 +243,13 @@ def main():
     if device == 'cuda':
         torch.set_float32_matmul_precision('high')
     bf16 = bench.dtype == 'bfloat16' or bench.dtype == 'auto' and device == 'cuda'
-    autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bf16)
+    dtype = torch.bfloat16 if bf16 else torch.float32
     machine = torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()}, {bench.threads} threads'
-    print(f"{machine} | torch {torch.__version__} | {'bfloat16' if bf16 else 'float32'} | commit {git_commit()[:12]}")
+    print(f"{machine} | torch {torch.__version__} | {str(dtype)[6:]} | commit {git_commit()}")
     parts = bench.parts.split(',')
-    result = {part: PARTS[part](bench, knobs, device, autocast) for part in PARTS if part in parts}
+    result = {}
+    for part in filter(parts.__contains__, PARTS):                          # in their order: the ceilings come first
+        result[part] = PARTS[part](bench, knobs, device, dtype, result.get('ceilings'))
     if bench.json:
         about = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
                  'python': platform.python_version(), 'machine': machine, 'bench': asdict(bench), 'model': knobs}

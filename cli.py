@@ -136,6 +136,23 @@ def clock(name, text, lowest):
     return ticks
 
 
+def numbers(name, text):
+    """'512,2048' -> [512, 2048], each at least 1 and none twice."""
+    found = [int(n) if n.isdecimal() else 0 for n in text.split(',')]
+    check(min(found) >= 1 and len(set(found)) == len(found),
+          f"--{name} takes different whole numbers above 0 with commas between, as in 512,2048, not '{text}'")
+    return found
+
+
+def words(name, text, known):
+    """'hope,attention' -> ['hope', 'attention'], each known and none twice."""
+    found = text.split(',')
+    for word in found:
+        check(word in known and found.count(word) == 1,
+              f"--{name} takes {', '.join(known)}, with commas between and each once, not '{word}'")
+    return found
+
+
 def check(condition, message):
     """For __post_init__: a value out of range becomes a ValueError, which build reports in one line."""
     if not condition:

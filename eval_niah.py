@@ -5,13 +5,13 @@ Test a model's recall: needles in haystacks of any length (niah.py), answered by
     python eval_niah.py --out_dir=out-niah                  the six tasks at 1, 4 and 16 times its training length
     python eval_niah.py --out_dir=out-niah --tasks=s1 --lengths=1024,65536 --n=110
     python eval_niah.py --out_dir=out-niah --learn          its MLPs learn from the haystack as it is read (cms.py)
-    python eval_niah.py --oracle                            a program that can copy: 100 % everywhere, or this file is wrong
+    python eval_niah.py --oracle                            a program that can copy: 100 %, or this file is wrong
     python eval_niah.py --guess                             random values of the right form: what chance is
 
-A length is the tokens of the prompt: end of text, haystack with its needles, question. The model writes greedily until it
-ends its text; the score is the share of the values asked for that stand in what it wrote as whole words, a mean over
-examples. Haystacks are cut from held-out text, and no seed is one of training. A recurrent memory reads them in constant
-memory; attention sees the last block_size tokens. Everything also goes to OUT_DIR/niah.json.
+A length is the tokens of the prompt (end of text, haystack with its needles, question) and of room for the answer.
+The model writes greedily until it ends its text; the score is the share of the values asked for that stand in what it
+wrote as whole words, a mean over examples. Haystacks are cut from held-out text, and no seed is one of training. A
+recurrent memory reads them in constant memory; attention sees the last block_size tokens. OUT_DIR/niah.json has it all.
 
 Does NOT include: scores by probability among given choices, which a model that recalls nothing can win.
 """
@@ -29,11 +29,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cli import UserError, atomic_write, build, check, git_commit, one_line_errors, read_args
-from cms import set_clock
+from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
+from cms import set_clock, set_step
 from data import prepare
 from model import Config, load_checkpoint, load_model, pick_device, state_bytes
 from niah import FORMS, TASKS, Needles, found, oracle
+from tokenizer import get_tokenizer
 
 one_line_errors()
 
@@ -46,8 +47,8 @@ class Eval:
     """The evaluation"""
     out_dir: str = 'out'                # the folder of the checkpoint
     tasks: str = 's1,s2,s3,mk,mv,mq'    # which of them
-    lengths: str = ''                   # tokens of the prompts, as in 512,2048 ('' = 1, 4 and 16 times the block size)
-    n: int = 33                         # examples of each task and length
+    lengths: str = ''                   # tokens, as in 512,2048 ('' = 1, 4 and 16 times the block size)
+    n: int = 33                         # examples of each task and length, as many for each depth
     depths: int = 11                    # places of the needle, evenly from the haystack's start to its end
     form: str = ''                      # short | full, how long keys and values are ('' = as trained, or short)
     haystack: str = 'english'           # what --data of train.py takes; its held-out part is read
@@ -67,10 +68,9 @@ class Eval:
         for name in ('n', 'batch_size'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(self.depths >= 2, f'--depths must be at least 2, not {self.depths}')
-        for task in self.tasks.split(','):
-            check(task in TASKS, f"--tasks takes {', '.join(TASKS)}, with commas between, not '{task}'")
-        check(all(n.isdecimal() and int(n) for n in self.lengths.split(',') if self.lengths),
-              f"--lengths takes whole numbers with commas between, as in 512,2048, not '{self.lengths}'")
+        check(self.n % self.depths == 0, f'--n={self.n} must be a multiple of --depths={self.depths}')
+        words('tasks', self.tasks, TASKS)
+        numbers('lengths', self.lengths or '1')
         check(self.form in ('', *FORMS), f"--form must be one of {', '.join(FORMS)}, not '{self.form}'")
         check(self.oracle + self.guess + self.learn <= 1, 'give one of --oracle, --guess and --learn')
         check(self.learn or not self.cms_chunks + self.cms_inner and self.cms_step < 0,
@@ -93,15 +93,16 @@ if not args.oracle and not args.guess:
         set_clock(checkpoint['config'], args.cms_chunks, args.cms_inner)
         build([Config], checkpoint['config'])               # what is wrong with these is said as such
     model = load_model(checkpoint, device).eval()
-    if args.cms_step >= 0:
-        model.log_step.data.fill_(math.log(args.cms_step) if args.cms_step else -math.inf)
+    if args.learn:
+        set_step(model, args.cms_step)
+    get_tokenizer(tokenizer, args.out_dir)                  # if the run's own is gone, none may be learned in its place
     block_size = model.config.block_size
 _, text, enc, info = prepare(args.haystack, tokenizer, args.out_dir if model else None, quiet=True)
 on_needles = trained.get('data') == 'niah'
 form = args.form or (trained['form'] if on_needles else 'short')
 needles = Needles(enc, text, form)
 tasks = args.tasks.split(',')
-lengths = [int(n) for n in args.lengths.split(',')] if args.lengths else [block_size * times for times in (1, 4, 16)]
+lengths = numbers('lengths', args.lengths) if args.lengths else [block_size * times for times in (1, 4, 16)]
 
 
 def examples(task, length):
@@ -119,8 +120,8 @@ def answers(task, part):
         return [', '.join(needles.values(TASKS[task].kind, len(example.golds), rng)) for example in part], 0
     prompts = torch.from_numpy(np.stack([example.prompt for example in part])).to(device)       # (B, T)
     written, state = [], None
-    for token, state in model.stream(prompts, 1 + max(len(example.answer) for example in part), temperature=0,
-                                     stop_token=enc.eot_token, learning=args.learn):
+    for token, state in model.stream(prompts, needles.answer_room(task) + 1, temperature=0, stop_token=enc.eot_token,
+                                     learning=args.learn):
         written.append(token)
     rows = torch.stack(written, dim=1).tolist()
     texts = [enc.decode([i for i in row if i != enc.eot_token], errors='replace') for row in rows]
@@ -156,28 +157,33 @@ def measure(task, length):
     score = sum(scores) / args.n
     low, high = interval(score, args.n)
     seconds = time.perf_counter() - start
-    print('\r' * sys.stderr.isatty() + f'{task:<4}{length:>9,} tokens | {args.n} examples | {100 * score:5.1f} % '
+    if sys.stderr.isatty():
+        print('\r', end='', file=sys.stderr)
+    print(f'{task:<4}{length:>9,} tokens | {args.n} examples | {100 * score:5.1f} % '
           f'[{100 * low:.0f}-{100 * high:.0f}] | state {state / 1024:,.0f} KiB | {seconds:.1f} s', flush=True)
     return {'task': task, 'length': length, 'n': args.n, 'score': score, 'low': low, 'high': high,
             'chance': needles.chance(task), 'state_bytes': state, 'seconds': seconds,
-            'by_depth': [[sum(by_depth[d]), len(by_depth[d])] for d in range(args.depths)], 'answers': kept[:args.depths]}
+            'by_depth': [[sum(by_depth[d]), len(by_depth[d])] for d in range(args.depths)],
+            'answers': kept[:args.depths]}
 
 
 def print_table(cells):
     """Tasks down, lengths across."""
     print(f'\nexact match in %, 95 % interval, {args.n} examples each')
-    print(f"{'task':<6}" + ''.join(f'{length:>17,}' for length in lengths) + f"{'chance':>10}")
+    print(f"{'task':<6}" + ''.join(f'{length:>17,}' for length in lengths) + f"{'chance':>10}{'any shown':>12}")
     for task in tasks:
         row = [cells[task, length] for length in lengths]
         text = [f"{100 * c['score']:.1f} [{100 * c['low']:.0f}-{100 * c['high']:.0f}]" for c in row]
-        print(f'{task:<6}' + ''.join(f'{cell:>17}' for cell in text) + f"{100 * row[0]['chance']:>10.2g}")
+        t = TASKS[task]                                     # 'any shown': naming as many of the values that are shown
+        print(f'{task:<6}' + ''.join(f'{cell:>17}' for cell in text)
+              + f"{100 * row[0]['chance']:>10.2g}{100 * t.n_asked / t.n_keys:>12.0f}")
 
 
 def print_map(cells):
-    """Depths down; for each task its lengths across: a digit is tenths of the values that were found, * is all."""
+    """A row is a depth; for each task a column is a length, in the order of the table."""
     colours = sys.stdout.isatty() and 'NO_COLOR' not in os.environ
     width = max(4, len(lengths) + 2)
-    print('\nwhere the needle lies, down: 0 to 100 % of the haystack; across: the lengths; tenths found, * is all')
+    print('\nrows: where the needle lies, in % of the haystack; columns: lengths; a digit: tenths found, * is all')
     print(' ' * 6 + ''.join(f'{task:<{width}}' for task in tasks))
     for depth in range(args.depths):
         line = f'{100 * depth / (args.depths - 1):4.0f}  '
@@ -194,7 +200,7 @@ def print_map(cells):
 # -----------------------------------------------------------------------------
 # go
 
-for task in tasks:                                          # what is too short is said before the first haystack is read
+for task in tasks:                                          # what is too short is said before a haystack is read
     examples(task, min(lengths))
 who = 'oracle' if args.oracle else 'guess' if args.guess else model.config.mixer
 print(f'{who}{" that learns while it reads" if args.learn else ""}'
@@ -207,15 +213,19 @@ if model and not on_needles:
     print('this model was not trained on needles (train.py --data=niah): it does not know what is asked')
 if len(text) < max(lengths):
     print(f'the longest haystacks go through that text {max(lengths) / len(text):.1f} times')
-cells = {(task, length): measure(task, length) for length in sorted(lengths) for task in tasks}
+path = args.json or (os.path.join(args.out_dir, 'niah.json') if model else '')
+about = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__, 'who': who,
+         'parameters': model.num_params() if model else 0, 'run': trained,
+         'config': dataclasses.asdict(model.config) if model else {}, 'eval': dataclasses.asdict(args),
+         'form': FORMS[form], 'haystack': info}
+cells = {}
+for length in sorted(lengths):
+    for task in tasks:
+        cells[task, length] = measure(task, length)
+        if path:                                            # whole after every cell: the long ones come last
+            with atomic_write(path) as file:
+                file.write(json.dumps(about | {'cells': list(cells.values())}, indent=1).encode())
 print_table(cells)
 print_map(cells)
-path = args.json or model and os.path.join(args.out_dir, 'niah.json')
 if path:
-    result = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__, 'who': who,
-              'parameters': model.num_params() if model else 0, 'run': trained,
-              'config': dataclasses.asdict(model.config) if model else {}, 'eval': dataclasses.asdict(args),
-              'form': FORMS[form], 'haystack': info, 'cells': list(cells.values())}
-    with atomic_write(path) as file:
-        file.write(json.dumps(result, indent=1).encode())
     print(f'\nwritten to {path}; again with: python {shlex.join(sys.argv)}')

@@ -347,7 +347,7 @@ def example(B, H, T, D, dtype=torch.float32, seed=0):
 def forward_backward(f, inputs, **kwargs):
     """Outputs, final state and the gradient of every input for one fixed loss."""
     y, state = f(*inputs, **kwargs)
-    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum() + state.cos().sum()
+    loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype, device=y.device).view_as(y)).sum() + state.cos().sum()
     return [y, state, *torch.autograd.grad(loss, inputs)]
 
 

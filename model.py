@@ -227,9 +227,11 @@ class Hope(nn.Module):
         logits = at_least_float32(self.head(self.norm(x)))      # (B, T, D) -> (B, T, V)
         loss = None
         if targets is not None:
-            each = 'mean' if weights is None else 'none'
-            loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction=each)
-            loss = loss if weights is None else (loss * weights.flatten()).mean()
+            pair = logits.flatten(0, 1), targets.flatten()
+            if weights is None:
+                loss = F.cross_entropy(*pair, ignore_index=-1)
+            else:
+                loss = (F.cross_entropy(*pair, ignore_index=-1, reduction='none') * weights.flatten()).mean()
         return logits, loss, new_state
 
     @torch.no_grad()

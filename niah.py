@@ -1,5 +1,5 @@
 """
-Needles in a haystack: RULER's six retrieval tasks (Hsieh 2024) in our own words, of exact length in any tokens.
+Needles in a haystack: RULER's needle tasks (Hsieh 2024) in our own words, of exact length in any tokens.
 
     ... about the order of the entries. The secret number of otter is 4821. Note that a dictionary that is ...
     What is the secret number of otter? The secret number of otter is                      -> 4821.
@@ -17,8 +17,9 @@ Needles in a haystack: RULER's six retrieval tasks (Hsieh 2024) in our own words
 The short form, for small models, has values of few digits and keys of one word; the full form is RULER's: seven digits,
 uuids, keys of two words. An example depends on its arguments and its seed alone; the text of the haystack is a corpus.
 
-Does NOT include: RULER's other tasks, words as values, distractors that look like needles.
+Does NOT include: RULER's other tasks, words as values.
 """
+import functools
 import random
 import re
 import uuid
@@ -39,11 +40,12 @@ glad gold grand green happy icy jolly keen kind late lean light lively loud luck
 plain proud quick quiet rapid red rich rough round sharp shy silent silver slow small soft solid steady sweet swift tall
 warm wild'''.split()
 NOISE = ' The clock ticks. The rain falls. The road is long. Nobody is home. And on it goes.'
-FORMS = {'short': dict(number=4, code=8, adjectives=False),       # digits of a number and of a code, keys of two words
+# digits of a number, digits of a code, whether keys are two words
+FORMS = {'short': dict(number=4, code=8, adjectives=False),
          'full': dict(number=7, code=32, adjectives=True)}
-LESSONS = (0.1, 0.2, 0.3)               # the shares of training after which drills of 1, 2, 4 keys alone end
+LESSONS = (0.1, 0.2, 0.3)               # the shares of training at which the lessons with 1, 2 and 4 keys end
 ROWS = {'text': 0.2, 'drill': 0.2, 'tasks': 0.6}                # the shares of a training batch after that
-ANSWERS_WEIGH = 0.8                     # what all answers of a training batch weigh together, of 1
+ANSWERS_WEIGH = 0.8                     # the share of a batch's loss that its answers have
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ class Example:
     question: np.ndarray                # token ids; it ends in the first words of the answer
     answer: np.ndarray                  # token ids of a right answer
     golds: list                         # the values asked for, in the order of the answer
-    depths: list                        # where the needle of each of them lies
+    depths: list                        # the depth of each gold's needle
     prompt: np.ndarray = None           # token ids: end of text, the haystack with its needles, the question
 
     def n_tokens(self):
-        """Tokens of the prompt without any haystack."""
-        return 1 + sum(len(needle) for _, needle in self.needles) + len(self.question)
+        """Tokens of prompt and answer without any haystack."""
+        return 1 + sum(len(needle) for _, needle in self.needles) + len(self.question) + len(self.answer)
 
 
 class Needles:
@@ -78,13 +80,15 @@ class Needles:
     Examples of the six tasks, and batches of them to train on.
 
     enc     the tiktoken.Encoding that lengths are counted in
-    text    1-D array of token ids to cut haystacks from, at any place; one that reaches its end goes on from its start
+    text    1-D array of token ids to cut haystacks from, at any word; one that reaches its end goes on from its start.
+            Ends of text in it are left out: a model may take one as the word to forget what was before
     form    'short' or 'full'
     """
     def __init__(self, enc, text, form='short'):
         assert form in FORMS, f'form is one of {list(FORMS)}, not {form}'
         self.enc, self.form = enc, FORMS[form]
-        # needles go where a word begins, in the noise where its line does: no word is cut in two there
+        text = text[text != enc.eot_token]
+        # needles go where a word begins, in the noise where its line does
         begins = np.array([word[:1] in (b' ', b'\n') for word in vocabulary(enc)])[text]
         noise = self.tokens(NOISE)
         if not begins.any():
@@ -106,6 +110,15 @@ class Needles:
         if digits == 32:
             return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(n)]
         return [f'{rng.getrandbits(4 * digits):0{digits}x}' for _ in range(n)]
+
+    def longest(self):
+        """Tokens that are enough for an example of any task."""
+        return max(self.draw(task, random.Random(i)).n_tokens() for task in TASKS for i in range(100))
+
+    @functools.cache
+    def answer_room(self, task):
+        """Tokens of the longest answer to a task, of a hundred."""
+        return max(len(self.draw(task, random.Random(i)).answer) for i in range(100))
 
     def chance(self, task):
         """The expected score of an answer that names random values of the right form, as many as are asked for."""
@@ -153,26 +166,28 @@ class Needles:
     def example(self, task, length, seed, depth=None):
         """
         task        a key of TASKS
-        length      tokens of the prompt, exactly
+        length      tokens of the prompt and of room for the answer (answer_room), exactly: as in RULER, so that
+                    attention over as many tokens has all of it in sight
         seed        int or str; the same one gives the same example
         depth       in [0, 1], of the needle that is asked for, or of one of them; the others lie anywhere
-        raises      UserError if the length is too short for the needles and the question
+        raises      UserError if the length is too short for needles, question and answer
         """
         rng = random.Random(seed)
         example = self.draw(task, rng, depth)
-        n_hay = length - example.n_tokens()
-        if n_hay < 0:
-            raise UserError(f'{length} tokens are too few for the task {task}: the needles and the question alone take '
-                            f'{example.n_tokens()}')
+        least = example.n_tokens() - len(example.answer) + self.answer_room(task)
+        if length < least:
+            raise UserError(f'{length} tokens are too few for the task {task}: needles, question and answer alone take '
+                            f'{least}')
+        n_hay = length - least
         return self.hide(task, example, n_hay, rng)
 
     def task_row(self, n, rng):
-        """Examples of random tasks, one after the other, until none fits into n tokens -> [(token ids, is an answer)]."""
+        """Examples of random tasks, as many as fit into n tokens -> [(token ids, is an answer)]."""
         parts, eot = [], np.array([self.enc.eot_token])
         while True:
             for task in rng.sample(list(TASKS), len(TASKS)):
                 example = self.draw(task, rng)
-                room = n - example.n_tokens() - len(example.answer)
+                room = n - example.n_tokens()
                 if room >= 0:
                     break
             else:
@@ -184,12 +199,14 @@ class Needles:
 
     def drill_row(self, n, rng, n_keys=0):
         """
-        A few needles, told again and again with text between them, about n tokens: what a value is a model can know
-        from the second time on. An answer for every 36 bytes, where the tasks have one for a hundred or more. With
-        n_keys so many, and no text; if it is one, numbers alone: that there is something to recall is hard to find.
+        A few needles, told again and again, n tokens or a few more -> as task_row. A value's first telling cannot be
+        known, the later ones are answers: many more of them than in the tasks. Up to 8 keys, and text between them.
+        n_keys > 0 is a lesson: that many keys and no text; with one key, numbers only. Without lessons a model is slow
+        to find out that there is anything to recall.
         """
         parts, kind = [], 'number' if n_keys == 1 else rng.choice(('number', 'code'))
-        gap, n_keys = 1 if n_keys else 65, n_keys or 2 ** rng.randrange(4)
+        gap = 1 if n_keys else 65
+        n_keys = n_keys or 2 ** rng.randrange(4)
         values, told = dict(zip(self.keys(n_keys, rng), self.values(kind, n_keys, rng))), set()
         while n > 0:
             key = rng.choice(list(values))
@@ -203,9 +220,9 @@ class Needles:
     def batch(self, batch_size, block_size, generator, progress=1.0):
         """
         Rows to train on: text, drills, and examples of the tasks at random lengths, by the shares in ROWS; before that,
-        by progress (the share of training that is done), the LESSONS.
+        by progress (the share of training that is done), the lessons.
         -> x, y (batch_size, block_size) int64, weights (batch_size, block_size) float32 of mean 1: answers together
-        weigh ANSWERS_WEIGH, all else the rest. A row depends on the generator alone.
+        weigh ANSWERS_WEIGH, all else the rest. A row depends on generator and progress alone.
         """
         rows, marks = [], []
         n_keys = next((2 ** i for i, end in enumerate(LESSONS) if progress < end), 0)
@@ -233,7 +250,10 @@ class Needles:
 
 
 def found(text, golds):
-    """Which of the golds a text names, as whole words: RULER's string_match_all is the mean of that. -> list of bool"""
+    """
+    Which of the golds a text names -> list of bool. RULER's string_match_all, but in whole words: a part of a longer
+    number is not it. Like RULER's it does not ask which value belongs to which of several keys.
+    """
     words = set(re.findall(r'[\w-]+', text))
     return [gold in words for gold in golds]
 
@@ -255,7 +275,7 @@ def recall(model, needles, length, n, batch_size):
         for i in range(n):
             rng = random.Random(f'recall {task} {i}')
             example = needles.draw(task, rng)
-            n_hay = length + 1 - example.n_tokens() - len(example.answer)
+            n_hay = length + 1 - example.n_tokens()
             if n_hay >= 0:
                 prompt = needles.hide(task, example, n_hay, rng).prompt
                 rows.append(torch.from_numpy(np.append(prompt, example.answer)))
@@ -278,9 +298,9 @@ def main():
     _, text, enc, _ = prepare('english', quiet=True)
     needles = Needles(enc, text)
     for task in TASKS:
-        example = needles.example(task, 420, task, depth=0.5)
+        example = needles.example(task, 440, task, depth=0.5)           # 440 bytes with the answer
         prompt = enc.decode(example.prompt[1:].tolist(), errors='replace')
-        print(f'--- {task}, {len(example.prompt)} bytes, the end of text at the start included\n{prompt}'
+        print(f'--- {task}, a prompt of {len(example.prompt)} bytes, the end of text at its start included\n{prompt}'
               f'[{enc.decode(example.answer.tolist())}]')
         assert all(found(oracle(prompt), example.golds))
 

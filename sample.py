@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
-from cms import Learner, set_clock, weights_of
+from cms import Learner, set_clock, set_step, weights_of
 from model import Config, load_checkpoint, load_model, pick_device, save_checkpoint, state_bytes
 from tokenizer import encode, get_tokenizer
 
@@ -161,8 +161,8 @@ if args.learn or args.memory_info:                      # any model can: with th
     set_clock(checkpoint['config'], *(getattr(args, name) or before.get(name) for name in ('cms_chunks', 'cms_inner')))
     build([Config], checkpoint['config'])               # what is wrong with these is said as such
 model = load_model(checkpoint, device).eval()
-if args.cms_step >= 0:
-    model.log_step.data.fill_(math.log(args.cms_step) if args.cms_step else -math.inf)
+if args.learn:
+    set_step(model, args.cms_step)
 enc = get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
 block_size = model.config.block_size
 

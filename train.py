@@ -7,9 +7,9 @@ Train a language model. Read this file from top to bottom: knobs, setup, data, m
     python train.py --preset=gpt2                           124M-class model on fineweb, for a GPU
     torchrun --nproc_per_node=4 train.py                    the same batch cut over four devices
 
-A step's batch depends on the seed and the step alone. How it is cut, over devices (torchrun) or in time (--grad_accum),
-changes nothing but rounding. out_dir holds ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe,
-the tokenizer.
+A step's batch depends on the seed and the step alone (with --data=niah on --max_steps as well). How it is cut, over
+devices (torchrun) or in time (--grad_accum), changes nothing but rounding. out_dir holds ckpt.pt (whole at any moment),
+log.jsonl (one line per step) and, for bpe, the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
@@ -32,8 +32,8 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import data
-from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, git_commit, one_line_errors, print_block,
-                 read_args, read_file, remove_file)
+from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, git_commit, one_line_errors,
+                 print_block, read_args, read_file, remove_file)
 from cms import Learner, moving
 from memory import DEEP
 from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
@@ -99,6 +99,7 @@ class Run:
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
         check(self.matrix_lr < math.inf, f'--matrix_lr must be finite, not {self.matrix_lr}')
         check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
+        check(self.form == 'short' or self.data == 'niah', '--form is for --data=niah')
         for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES), ('form', tuple(FORMS)),
                               ('schedule', ('cosine', 'trapezoid')), ('dtype', ('auto', 'float32', 'bfloat16')),
                               ('compile', ('auto', 'true', 'false'))):
@@ -130,7 +131,7 @@ if run.resume:
     saved = checkpoint['run'] | checkpoint['config']
     for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'form', 'suffix', 'tokenizer', 'batch_size',
                                                                'optimizer', 'seed']:
-        if key in given and given[key] != saved[key]:
+        if key in given and given[key] != saved.get(key, given[key]):
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
     run, config = build([Run, Config], saved | {'out_dir': run.out_dir} | given)
@@ -214,6 +215,9 @@ if checkpoint and checkpoint['sha256'] != info['sha256']:
 bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token -> bits per byte
 needles = Needles(enc, train_tokens, run.form) if run.data == 'niah' else None
 held_out = needles and Needles(enc, val_tokens, run.form)
+if needles and needles.longest() > config.block_size:
+    raise UsageError(f'--block_size={config.block_size} is too short for --data=niah: an example takes up to '
+                     f'{needles.longest()} tokens')
 
 # -----------------------------------------------------------------------------
 # model and optimizer
@@ -448,14 +452,15 @@ while True:
     levels = {'ticks': [step // n for n in config.periods], 'moves': moves}
     log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
         **levels if config.n_level > 1 else {})
-    say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} | bpb {loss * bits_per_byte:7.4f} | lr {lr:.2e} '
-        f'| norm {grad_norm:7.3f} | {speed:>9,.0f} tok/s | left {clock(mean * (run.max_steps - step))}')
+    bpb = '' if needles else f'| bpb {loss * bits_per_byte:7.4f} '       # answers weigh more than bytes do
+    say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} {bpb}| lr {lr:.2e} | norm {grad_norm:7.3f} '
+        f'| {speed:>9,.0f} tok/s | left {clock(mean * (run.max_steps - step))}')
 
 # -----------------------------------------------------------------------------
 # summary
 
 if main and step > first_step and not early:
-    print('\ntraining loss, nats per token')
+    print('\ntraining loss, nats per token' + ', answers weighted up' * bool(needles))
     print(draw_curve(losses))
     counted = max(1, step - first_step - 1) * run.batch_size * config.block_size
     speed = counted / train_seconds if train_seconds else speed

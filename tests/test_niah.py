@@ -24,7 +24,8 @@ PROSE = ' '.join(random.Random(0).choices('a tale of two plain words told at som
 
 def make(tokenizer='bytes', form='short'):
     enc = get_tokenizer(tokenizer, texts=[PROSE.encode(), b' The secret number of oak is 12345678 '])
-    return Needles(enc, encode(enc, PROSE.encode()), form)
+    text = encode(enc, PROSE.encode())
+    return Needles(enc, np.insert(text, range(0, len(text), 500), enc.eot_token), form)
 
 
 @pytest.fixture(params=['bytes', 'bpe:300'])
@@ -43,7 +44,8 @@ def test_prompts_have_the_length_asked_for_and_hold_their_needles_once(tokenizer
     needles = make(tokenizer, form)
     for seed, length in enumerate((600, 601, 777, 2048)):
         example = needles.example(task, length, seed)
-        assert len(example.prompt) == length and example.prompt[0] == needles.enc.eot_token
+        assert len(example.prompt) == length - needles.answer_room(task) <= length - len(example.answer)
+        assert (example.prompt == needles.enc.eot_token).nonzero()[0].tolist() == [0], 'only at the start'
         text = text_of(needles, example.prompt)
         assert all(text.count(gold) == 1 for gold in example.golds) and len(set(example.golds)) == len(example.golds)
         assert text.count(' The secret ') == TASKS[task].n_keys * TASKS[task].n_values + 1      # and the question's
@@ -66,7 +68,7 @@ def test_the_needle_lies_where_it_is_asked_to(needles, task):
 def test_an_example_is_a_matter_of_its_seed():
     needles = make()
     one, two, other = (needles.example('mq', 700, seed).prompt for seed in ('eval 3', 'eval 3', 'eval 4'))
-    assert (one == two).all() and not (one == other).all()
+    assert len(one) == len(other) and (one == two).all() and not (one == other).all()
     # the same on every machine: these were drawn on another one than yours
     assert needles.example('mv', 400, 0).golds == GOLDS and needles.example('s3', 400, 0).golds == CODE
 
@@ -85,15 +87,17 @@ def test_values_and_keys_are_all_different_and_of_the_form():
 
 
 def test_a_prompt_too_short_is_refused(needles):
-    with pytest.raises(UserError, match='50 tokens are too few for the task mq: the needles and the question alone'):
+    with pytest.raises(UserError, match='50 tokens are too few for the task mq: needles, question and answer alone'):
         needles.example('mq', 50, 0)
     shortest = needles.draw('s2', random.Random(5)).n_tokens()
-    assert len(needles.example('s2', shortest, 5).prompt) == shortest       # nothing but needle and question
+    bare = needles.example('s2', shortest, 5)               # nothing but needle, question and answer
+    assert len(bare.prompt) + len(bare.answer) == shortest <= needles.longest()         # of numbers all are as long
 
 
 def test_a_haystack_longer_than_its_text_goes_on_from_the_start():
     needles = make()
-    assert len(needles.example('s2', 200_000, 0).prompt) == 200_000
+    example = needles.example('s2', 200_000, 0)
+    assert len(example.prompt) + needles.answer_room('s2') == 200_000
 
 
 def test_what_is_found():
@@ -154,9 +158,11 @@ def test_a_drill_tells_values_again(needles):
             assert not no and answer == (cue in told) and told.setdefault(cue, value) == value
             again += answer
     assert again >= 60
-    first = [needles.batch(4, 512, torch.Generator().manual_seed(0), progress)[0] for progress in (0, 0.15, 0.25, 0.9)]
-    keys = [len(set(re.findall(r'secret number of (\w+) is', needles.enc.decode(x[1].tolist())))) for x in first]
-    assert keys[:3] == [1, 2, 4], 'lessons begin with one key'
+    for progress, n_keys in ((0, 1), (0.15, 2), (0.25, 4)):
+        for row in needles.batch(4, 1024, torch.Generator().manual_seed(0), progress)[0].tolist():
+            text = needles.enc.decode(row[1:])
+            assert len(set(re.findall(r' The secret (?:number|code) of (\w+) is', text))) == n_keys
+            assert re.fullmatch(r'( The secret \w+ of \w+ is \w+\.)+ ?.{0,60}', text), 'a lesson has no text'
 
 
 def test_weights_in_the_loss():
@@ -172,8 +178,8 @@ def test_weights_in_the_loss():
 # -----------------------------------------------------------------------------
 # the scripts
 
-SMALL = ['--data=niah', '--mixer=gla', '--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=256', '--eval_every=10',
-         '--eval_batches=1', '--sample_tokens=0', '--device=cpu', '--preset=cpu']
+SMALL = ['--data=niah', '--mixer=gla', '--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=320',
+         '--eval_every=10', '--eval_batches=1', '--sample_tokens=0', '--device=cpu', '--preset=cpu']
 
 
 @pytest.fixture(scope='module')
@@ -204,7 +210,7 @@ def test_evaluation(trained, tmp_path):
     out_dir, _ = trained
     path = str(tmp_path / 'niah.json')
     done = shell('eval_niah.py', f'--out_dir={out_dir}', '--lengths=1500,400', '--n=3', '--depths=3', f'--json={path}')
-    assert 's1 0.0 [0-56] 0.0 [0-56] 0.011' in ' '.join(done.stdout.split()), done.stdout
+    assert 's1 0.0 [0-56] 0.0 [0-56] 0.011 100' in ' '.join(done.stdout.split()), done.stdout
     assert 'tenths found' in done.stdout and f'written to {path}' in done.stdout
     with open(path) as file:
         result = json.load(file)
@@ -212,28 +218,34 @@ def test_evaluation(trained, tmp_path):
     assert len({cell['state_bytes'] for cell in result['cells']}) == 1, 'constant memory'
     assert {(cell['task'], cell['length']) for cell in result['cells']} == {(t, n) for t in TASKS for n in (400, 1500)}
     assert all(len(cell['by_depth']) == 3 and len(cell['answers']) == 3 for cell in result['cells'])
-    shell('eval_niah.py', f'--out_dir={out_dir}', '--lengths=300', '--n=2', '--tasks=s1', '--learn',
+    shell('eval_niah.py', f'--out_dir={out_dir}', '--lengths=300', '--n=2', '--depths=2', '--tasks=s1', '--learn',
           f'--json={tmp_path}/learn.json')
 
 
-def test_oracle_and_guess(capsys):
+def test_oracle_and_guess(capsys, monkeypatch):
     inside('eval_niah.py', '--oracle', '--n=4', '--depths=4', '--lengths=512,9000', '--form=full')
     printed = capsys.readouterr().out
     assert printed.count(' 100.0 % ') == 12 and printed.count('  **') == 24, printed
-    inside('eval_niah.py', '--guess', '--n=4', '--tasks=s3')
+    inside('eval_niah.py', '--guess', '--n=4', '--depths=4', '--tasks=s3')
     assert ' 0.0 % ' in capsys.readouterr().out
+    with monkeypatch.context() as patch:
+        patch.setitem(FORMS, 'short', dict(number=1, code=1, adjectives=False))
+        inside('eval_niah.py', '--guess', '--n=900', '--depths=9', '--tasks=mv')        # four of nine values
+    assert 38 < float(re.search(r'examples \| +([\d.]+) %', capsys.readouterr().out)[1]) < 51
 
 
 def test_an_interval():
-    interval = inside('eval_niah.py', '--oracle', '--n=1', '--tasks=s1')['interval']
+    interval = inside('eval_niah.py', '--oracle', '--n=2', '--depths=2', '--tasks=s1')['interval']
     assert interval(0.5, 100) == pytest.approx((0.4038, 0.5962), abs=1e-4)      # Wilson, by hand
     assert interval(1.0, 33)[1] == 1 and interval(0.0, 33)[0] == 0 and 0.89 < interval(1.0, 33)[0] < 0.9
 
 
 @pytest.mark.parametrize('args, code, words', [
-    (['--oracle', '--tasks=s1,s4'], 2, "--tasks takes s1, s2, s3, mk, mv, mq, with commas between, not 's4'"),
+    (['--oracle', '--tasks=s1,s4'], 2, "s1, s2, s3, mk, mv, mq, with commas between and each once, not 's4'"),
     (['--oracle', '--lengths=512,64'], 1, '64 tokens are too few for the task s1'),
     (['--oracle', '--lengths=1k'], 2, "not '1k'"),
+    (['--oracle', '--lengths=512,512'], 2, 'different whole numbers above 0'),
+    (['--oracle', '--n=3'], 2, '--n=3 must be a multiple of --depths=11'),
     (['--oracle', '--learn'], 2, 'give one of'),
     (['--oracle', '--haystack=nowhere'], 1, "no such file, folder or corpus: 'nowhere'"),
     (['--out_dir=nowhere'], 1, 'there is no checkpoint nowhere'),
@@ -242,6 +254,26 @@ def test_wrong_input(args, code, words):
     with pytest.raises(UserError) as error:
         inside('eval_niah.py', *args)
     assert words in str(error.value) and error.value.exit_code == code
+
+
+def test_a_missing_tokenizer_is_not_learned_anew(trained, tmp_path):
+    checkpoint = torch.load(f'{trained[0]}/ckpt.pt', weights_only=True)
+    checkpoint['run']['tokenizer'] = 'bpe:300'
+    torch.save(checkpoint, tmp_path / 'ckpt.pt')
+    with pytest.raises(UserError, match='tokenizer.bpe is missing'):
+        inside('eval_niah.py', f'--out_dir={tmp_path}')
+    assert os.listdir(tmp_path) == ['ckpt.pt']
+
+
+@pytest.mark.parametrize('args, words', [
+    (['--data=niah', '--block_size=128'], '--block_size=128 is too short for --data=niah'),
+    (['--form=full'], '--form is for --data=niah'),
+    (['--data=niah', '--cms_chunks=64'], '--data=niah weighs the answers'),
+])
+def test_what_training_refuses(args, words, tmp_path):
+    with pytest.raises(UserError) as error:
+        inside('train.py', f'--out_dir={tmp_path}/out', *args)
+    assert words in str(error.value) and error.value.exit_code == 2
 
 
 def test_a_text_without_places_for_needles(tmp_path):
