@@ -598,6 +598,17 @@ def test_command_line_error_is_one_line():
     assert done.stderr.startswith('error: no such file') and len(done.stderr.splitlines()) == 1
 
 
+def test_english_is_the_prose_of_python(monkeypatch):
+    documents, splits = data.load_documents('english')
+    assert set(splits) == {'train', 'val'} and sum(len(text) for _, text in documents) > 500_000
+    long = b'What it is good for, \n\t' * 10
+    source = b'"""' + long + b'"""\nimport os\ndef f():\n    """Short."""\n    return 1\ndef g():\n    """' + long + b'"""\n'
+    files = [('a.py', source), ('b.py', b'x = 1\n'), ('pydoc_data/topics/c', b'a  b')]
+    monkeypatch.setattr(data, 'python_documents', lambda: files)
+    prose = b' '.join(long.split())
+    assert data.english_documents() == [('a.py', prose + b'\n' + prose), ('pydoc_data/topics/c', b'a b')]
+
+
 def test_mqar():
     """Every pair is shown once and asked for once, after all were shown; the answer is the token that follows."""
     x, y = data.mqar(5, 64, 8, 32, torch.Generator().manual_seed(0))
