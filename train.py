@@ -63,6 +63,7 @@ class Run:
     max_steps: int = 1000               # optimizer steps
     batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
+    carry: int = 0                      # steps that read on from the state of the one before, without its gradient
     # optimizer
     optimizer: str = 'adamw'            # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
     learning_rate: float = 4e-3         # at the peak
@@ -90,7 +91,7 @@ class Run:
         for name in ('max_steps', 'batch_size', 'grad_accum', 'eval_every', 'eval_batches'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         for name in ('warmup_steps', 'sample_tokens', 'weight_decay', 'grad_clip', 'final_lr', 'start_lr', 'matrix_lr',
-                     'seed'):
+                     'seed', 'carry'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(self.seed < 2**63, f'--seed must be below 2^63, not {self.seed}')
         check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
@@ -181,6 +182,8 @@ if use_compile and config.chunks:                       # its backward passes ca
 if run.optimizer == 'dgd' and (use_compile or ddp or config.chunks):
     raise UsageError('--optimizer=dgd watches what goes through the layers: not with --compile=true, torchrun or '
                      '--cms_chunks')
+if run.carry and (ddp or config.chunks):
+    raise UsageError('--carry is not for torchrun or --cms_chunks')
 if config.chunks and run.data == 'niah':
     raise UsageError('--data=niah weighs the answers, which --cms_chunks cannot; a model learns while it reads in '
                      'eval_niah.py --learn')
@@ -196,6 +199,13 @@ batch_rng = torch.Generator().manual_seed(run.seed)
 def say(*words):
     if main:
         print(*words, flush=True)
+
+
+def cut_off(state):
+    """A state to read on from, whose gradients end there. It asks for them, as an empty one does: one compiled graph."""
+    def cut(x):
+        return x.detach().to(device).requires_grad_(x.is_floating_point()) if torch.is_tensor(x) else x
+    return [{name: cut(x) for name, x in layer.items()} for layer in state]
 
 
 # -----------------------------------------------------------------------------
@@ -227,7 +237,7 @@ origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
 memories = optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
                       (run.beta1, run.beta2))
-step, best_loss = 0, math.inf
+step, best_loss, carried = 0, math.inf, {}              # carried: the state of each part of the batch
 if checkpoint:
     for optimizer, kept in zip(memories, checkpoint['optimizer']):
         for group, new in zip(kept['param_groups'], optimizer.param_groups):
@@ -238,6 +248,7 @@ if checkpoint:
             raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss = checkpoint['step'], checkpoint['best_loss']
+    carried = {part: cut_off(state) for part, state in checkpoint.get('carried', {}).items()}
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
 reader = Learner(raw_model) if config.chunks else raw_model                 # on the token clock, or as it is
@@ -338,7 +349,7 @@ def save():
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in memories],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
-        'batch_rng': batch_rng.get_state(), 'best_loss': best_loss, 'sha256': info['sha256'],
+        'batch_rng': batch_rng.get_state(), 'best_loss': best_loss, 'sha256': info['sha256'], 'carried': carried,
         'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
 
 
@@ -413,12 +424,20 @@ while True:
             group['lr'] = lr * group['lr_scale']
     batch = {name: x[rank::world].to(device) for name, x in next_batch().items()}
     loss = torch.zeros((), device=device)
+    if not run.carry or step % run.carry == 0:
+        carried = {}
     for part in range(run.grad_accum):
         rows = slice(part * share, (part + 1) * share)
         if ddp:
             model.require_backward_grad_sync = part == run.grad_accum - 1       # devices average once per step
         with autocast:
-            part_loss = model(**{name: x[rows] for name, x in batch.items()})[1] / run.grad_accum
+            inputs = {name: x[rows] for name, x in batch.items()}
+            if part in carried:
+                inputs['state'] = carried[part]
+            _, part_loss, state = model(**inputs)
+            part_loss = part_loss / run.grad_accum
+        if run.carry:
+            carried[part] = cut_off(state)
         part_loss.backward()
         loss += part_loss.detach()
     if ddp:                                             # the mean loss, and whether anybody was told to stop

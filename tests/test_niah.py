@@ -179,7 +179,7 @@ def test_weights_in_the_loss():
 # the scripts
 
 SMALL = ['--data=niah', '--mixer=gla', '--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=320',
-         '--eval_every=10', '--eval_batches=1', '--sample_tokens=0', '--device=cpu', '--preset=cpu']
+         '--eval_every=10', '--eval_batches=1', '--carry=8', '--sample_tokens=0', '--device=cpu', '--preset=cpu']
 
 
 @pytest.fixture(scope='module')
@@ -199,7 +199,7 @@ def test_training_says_what_is_recalled_and_resumes_exactly(trained, tmp_path):
                 process.send_signal(signal.SIGINT)
                 break
         process.stdout.read()
-    assert 4 <= torch.load(f'{other}/ckpt.pt')['step'] < 20
+    assert 4 <= torch.load(f'{other}/ckpt.pt')['step'] < 20 and torch.load(f'{other}/ckpt.pt')['carried']
     inside('train.py', f'--out_dir={other}', '--resume')
     a, b = (torch.load(f'{d}/ckpt.pt', weights_only=True) for d in (out_dir, other))
     assert torch.equal(a['batch_rng'], b['batch_rng'])

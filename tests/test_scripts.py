@@ -126,6 +126,20 @@ def test_evaluation_does_not_touch_training(trained, text, tmp_path):
     assert losses(out_dir) == losses(trained[0])
 
 
+def test_a_carried_state_is_read_on_from(text, tmp_path):
+    """Step 1 starts empty in both runs, step 2 reads on from it in one of them, and step 3 starts empty again."""
+    runs = {}
+    for carry in ('0', '2'):
+        out_dir = str(tmp_path / carry)
+        args = [arg for arg in TINY if 'steps' not in arg and 'rate' not in arg]
+        script = inside('train.py', f'--data={text}', f'--out_dir={out_dir}', f'--carry={carry}', '--learning_rate=1e-9',
+                        '--max_steps=3', '--mixer=hope', *args)
+        runs[carry] = losses(out_dir)
+    assert runs['0'][1] == runs['2'][1] and abs(runs['0'][2] - runs['2'][2]) > 1e-5
+    assert abs(runs['0'][3] - runs['2'][3]) < 1e-5
+    assert all(x.requires_grad and x.grad_fn is None for name, x in script['carried'][0][0].items() if name != 'place')
+
+
 def test_two_processes_equal_one(trained, text, tmp_path):
     """The same batch cut over two processes and in two parts each; equal to rounding."""
     out_dir = str(tmp_path / 'out')
