@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import kernels
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from memory import MIXERS
-from model import Config, Hope, equal_model, pick_device, state_bytes
+from model import Config, Hope, equal_model, machine, pick_device, state_bytes
 
 
 @dataclass
@@ -244,15 +244,15 @@ def main():
         torch.set_float32_matmul_precision('high')
     bf16 = bench.dtype == 'bfloat16' or bench.dtype == 'auto' and device == 'cuda'
     dtype = torch.bfloat16 if bf16 else torch.float32
-    machine = torch.cuda.get_device_name() if device == 'cuda' else f'{platform.machine()}, {bench.threads} threads'
-    print(f"{machine} | torch {torch.__version__} | {str(dtype)[6:]} | commit {git_commit()}")
+    print(f"{machine(device)} | torch {torch.__version__} | {str(dtype)[6:]} | commit {git_commit()}")
     parts = bench.parts.split(',')
     result = {}
     for part in filter(parts.__contains__, PARTS):                          # in their order: the ceilings come first
         result[part] = PARTS[part](bench, knobs, device, dtype, result.get('ceilings'))
     if bench.json:
         about = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
-                 'python': platform.python_version(), 'machine': machine, 'bench': asdict(bench), 'model': knobs}
+                 'python': platform.python_version(), 'machine': machine(device),
+                 'bench': asdict(bench), 'model': knobs}
         with atomic_write(bench.json) as file:
             file.write(json.dumps(about | result, indent=1).encode())
         print(f'\nwritten to {bench.json}')

@@ -15,6 +15,7 @@ Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A sta
 """
 import dataclasses
 import math
+import platform
 from dataclasses import dataclass
 
 import torch
@@ -333,6 +334,13 @@ def pick_device(name):
     if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
         raise UserError(f'--device={name}, but torch finds no such device on this machine; use --device=cpu')
     return name
+
+
+def machine(device):
+    """What a log says a run was made on."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_name()
+    return f'{platform.machine()}, {torch.get_num_threads()} threads'
 
 
 def state_bytes(state):

@@ -36,7 +36,7 @@ from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, 
                  print_block, read_args, read_file, remove_file)
 from cms import Learner, moving
 from memory import DEEP
-from model import Config, Hope, load_checkpoint, load_model, pick_device, save_checkpoint
+from model import Config, Hope, load_checkpoint, load_model, machine, pick_device, save_checkpoint
 from niah import FORMS, Needles, recall
 from optim import NAMES, optimizers
 
@@ -202,7 +202,7 @@ def say(*words):
 
 
 def cut_off(state):
-    """A state to read on from, whose gradients end there. It asks for them, as an empty one does: one compiled graph."""
+    """A state to read on from, whose gradients end there. It asks for them, as an empty one does, for one graph."""
     def cut(x):
         return x.detach().to(device).requires_grad_(x.is_floating_point()) if torch.is_tensor(x) else x
     return [{name: cut(x) for name, x in layer.items()} for layer in state]
@@ -267,7 +267,6 @@ if use_compile:
 # -----------------------------------------------------------------------------
 # the log: what is needed to run it again, then one line per step
 
-
 lines = []
 if checkpoint and os.path.exists(log_path):             # drop what a crash left: later steps, half a line
     for text in read_file(log_path).splitlines():
@@ -276,9 +275,8 @@ if checkpoint and os.path.exists(log_path):             # drop what a crash left
     lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get('step', 0), int)]
     lines = [line for line in lines if line.get('step', 0) <= step]
 losses = [line['loss'] for line in lines if 'loss' in line]
-machine = torch.cuda.get_device_name() if on_gpu else f'{platform.machine()}, {torch.get_num_threads()} threads'
 lines.append({'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
-              'python': platform.python_version(), 'machine': machine, 'devices': world,
+              'python': platform.python_version(), 'machine': machine(device), 'devices': world,
               'start_step': step, 'parameters': raw_model.num_params(), 'data': info,
               'run': dataclasses.asdict(run), 'config': dataclasses.asdict(config)})
 if main:

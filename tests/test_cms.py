@@ -1,7 +1,6 @@
 """Levels with their own clocks: against loops that move them by hand, on both clocks; causality, splits, files."""
 import json
 import os
-import signal
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import ROOT, assert_near
-from test_scripts import TINY, inside, losses, shell
+from test_scripts import TINY, inside, losses, shell, train_until
 
 import cms
 from cli import UsageError
@@ -311,13 +310,7 @@ def test_resume_in_the_middle_of_a_period(text, tmp_path):
     levels = ['--cms_periods=1,4,8', '--mixer=deltanet']
     dirs = [str(tmp_path / name) for name in ('never', 'stopped')]
     inside('train.py', f'--data={text}', f'--out_dir={dirs[0]}', *TINY, *levels)
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--data={text}', f'--out_dir={dirs[1]}', *TINY, *levels]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith('step      13/'):
-                process.send_signal(signal.SIGINT)
-                break
-        process.stdout.read()
+    train_until(13, f'--data={text}', f'--out_dir={dirs[1]}', *TINY, *levels)
     stopped = torch.load(os.path.join(dirs[1], 'ckpt.pt'))
     assert 13 <= stopped['step'] < 40
     assert bool(stopped['gathered']) == (stopped['step'] % 8 != 0), 'what was gathered is in the checkpoint'

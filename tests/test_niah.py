@@ -1,17 +1,14 @@
 """Needles: exact lengths, depths, what the oracle and chance score, training batches, then the script end to end."""
 import json
-import random
 import os
+import random
 import re
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, assert_near
-from test_scripts import inside, shell
+from conftest import assert_near
+from test_scripts import inside, shell, train_until
 
 import niah
 from cli import UserError
@@ -192,13 +189,7 @@ def test_training_says_what_is_recalled_and_resumes_exactly(trained, tmp_path):
     out_dir, stdout = trained
     assert stdout.count('answers right, %: s1 0  s2 0') == 2
     other = str(tmp_path / 'out')
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--out_dir={other}', '--max_steps=20', *SMALL]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith('step       4/'):
-                process.send_signal(signal.SIGINT)
-                break
-        process.stdout.read()
+    train_until(4, f'--out_dir={other}', '--max_steps=20', *SMALL)
     assert 4 <= torch.load(f'{other}/ckpt.pt')['step'] < 20 and torch.load(f'{other}/ckpt.pt')['carried']
     inside('train.py', f'--out_dir={other}', '--resume')
     a, b = (torch.load(f'{d}/ckpt.pt', weights_only=True) for d in (out_dir, other))

@@ -37,6 +37,18 @@ def shell(script, *args, code=0, **kwargs):
     return done
 
 
+def train_until(step, *args):
+    """Train, and press Ctrl-C once that step is printed -> the exit code, and what is printed afterwards."""
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), *args]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith(f'step {step:>7,}/'):
+                process.send_signal(signal.SIGINT)
+                break
+        rest = process.stdout.read()
+    return process.returncode, rest
+
+
 def inside(script, *args):
     """Run a script in this process, which saves starting Python; its UserError comes out as it is."""
     handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
@@ -104,14 +116,8 @@ def test_score_is_the_mean_over_one_pass(trained, tmp_path, capsys):
 def test_stopped_and_resumed_equals_never_stopped(trained, text, tmp_path):
     """Ctrl-C between two evaluations: losses and weights are the same bit for bit, and nothing is logged twice."""
     out_dir = str(tmp_path / 'out')
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--data={text}', f'--out_dir={out_dir}', *TINY]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith('step      13/'):
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stdout.read()
-    assert process.returncode == 0 and '--resume' in rest
+    returncode, rest = train_until(13, f'--data={text}', f'--out_dir={out_dir}', *TINY)
+    assert returncode == 0 and '--resume' in rest
     assert 13 <= torch.load(os.path.join(out_dir, 'ckpt.pt'))['step'] < 40
     shell('train.py', '--resume', f'--out_dir={out_dir}')
     assert losses(out_dir) == losses(trained[0])
@@ -132,8 +138,8 @@ def test_a_carried_state_is_read_on_from(text, tmp_path):
     for carry in ('0', '2'):
         out_dir = str(tmp_path / carry)
         args = [arg for arg in TINY if 'steps' not in arg and 'rate' not in arg]
-        script = inside('train.py', f'--data={text}', f'--out_dir={out_dir}', f'--carry={carry}', '--learning_rate=1e-9',
-                        '--max_steps=3', '--mixer=hope', *args)
+        script = inside('train.py', f'--data={text}', f'--out_dir={out_dir}', f'--carry={carry}',
+                        '--learning_rate=1e-9', '--max_steps=3', '--mixer=hope', *args)
         runs[carry] = losses(out_dir)
     assert runs['0'][1] == runs['2'][1] and abs(runs['0'][2] - runs['2'][2]) > 1e-5
     assert abs(runs['0'][3] - runs['2'][3]) < 1e-5
