@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cli import build, check, one_line_errors, read_args
+from cli import build, check, one_line_errors, read_args, words
 from data import mqar
 from memory import MIXERS
 from model import Config, equal_model
@@ -50,8 +50,7 @@ class Race:
     seed: int = 0                       # of the weights and the sequences
 
     def __post_init__(self):
-        for mixer in self.mixers.split(','):
-            check(mixer in MIXERS, f"--mixers takes {', '.join(MIXERS)}, not '{mixer}'")
+        words('mixers', self.mixers, MIXERS)
         for name in ('n_pairs', 'batch_size', 'max_steps', 'eval_every', 'threads'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
@@ -114,7 +113,7 @@ def main():
     torch.set_flush_denormal(True)
     knobs = {**SMALL, **given, 'vocab_size': 2 * race.keys + 1, 'block_size': 8 * race.length}
     parameters = equal_model('hope', knobs).num_params()
-    rows = [run(mixer, race, knobs, parameters) for mixer in race.mixers.split(',')]
+    rows = [run(mixer, race, knobs, parameters) for mixer in words('mixers', race.mixers, MIXERS)]
     print(f"\n{race.n_pairs} pairs in {race.length} tokens; guessing among the values shown is right in "
           f"{100 / race.n_pairs:.1f} %. Recall in % at 1, 2, 4, 8 times the length")
     print(f"{'mixer':<16}{'parameters':>12}{'99 % at step':>14}{'1x':>8}{'2x':>8}{'4x':>8}{'8x':>8}{'seconds':>10}")

@@ -84,7 +84,7 @@ class Run:
     # machine
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
-    compile: str = 'auto'               # true | false; auto: on a GPU, and hope in runs of 200 steps or more
+    compile: str = 'auto'               # true | false; auto: on a GPU, and hope from 200 steps on; not if NL_COMPILE=0
     seed: int = 1337                    # of the weights, the batches and the samples
 
     def __post_init__(self):
@@ -175,7 +175,7 @@ use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
 has_compiler = on_gpu or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
 worth_it = on_gpu or config.mixer in DEEP and run.max_steps >= 200           # on a CPU it pays for the deep memories
-can_compile = not config.chunks and run.optimizer != 'dgd'
+can_compile = not config.chunks and run.optimizer != 'dgd' and os.environ.get('NL_COMPILE') != '0'
 use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it and can_compile
 if use_compile and config.chunks:                       # its backward passes can neither be kept nor differentiated
     raise UsageError('--compile=true is not for models that learn while they read (--cms_chunks)')

@@ -125,6 +125,13 @@ def test_stopped_and_resumed_equals_never_stopped(trained, text, tmp_path):
     assert all(torch.equal(a['model'][name], b['model'][name]) for name in b['model'])
 
 
+def test_the_environment_can_forbid_compiling(text, tmp_path, monkeypatch):
+    monkeypatch.setenv('NL_COMPILE', '0')
+    tiny = [*TINY, '--block_size=8', '--batch_size=1', '--max_steps=200', '--eval_every=200', '--sample_tokens=0']
+    script = inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/out', *tiny)
+    assert script['worth_it'] and not script['use_compile']
+
+
 def test_evaluation_does_not_touch_training(trained, text, tmp_path):
     out_dir = str(tmp_path / 'out')
     args = [arg for arg in TINY if 'eval_every' not in arg]
