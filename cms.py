@@ -105,11 +105,17 @@ class CMS(nn.Module):
         return total
 
 
-def weights_of(model):
-    """{'block.place.up': (level, parameter), ...}; the level is the place in the chain or, stacked, the depth."""
+def levels_of(model):
+    """[('block.place', level, its MLP there)]; the level is the place in the chain or, stacked, the depth."""
     o, stacked = model.config, model.config.cms_topology == 'stacked'
-    return {f'{b}.{i}.{name}': (b * o.n_level // o.n_layer if stacked else i, getattr(mlp, name).weight)
-            for b, block in enumerate(model.blocks) for i, mlp in enumerate(block.cms.levels) for name in ('up', 'out')}
+    return [(f'{b}.{i}', b * o.n_level // o.n_layer if stacked else i, mlp)
+            for b, block in enumerate(model.blocks) for i, mlp in enumerate(block.cms.levels)]
+
+
+def weights_of(model):
+    """What the token clock moves, {'block.place.up': (level, parameter), ...}."""
+    return {f'{place}.{name}': (level, getattr(mlp, name).weight)
+            for place, level, mlp in levels_of(model) for name in ('up', 'out')}
 
 
 # -----------------------------------------------------------------------------
@@ -121,9 +127,11 @@ def moving(model, step):
     """
     Around a step of the optimizer, counted from 0: only the levels that move show their gradients, the mean of those
     gathered since they last did. The others' are out of sight of clipping, optimizer and zero_grad, and grow on.
-    yields a dict that afterwards holds how far each level moved, {level: norm of the change}; empty with one level
+    yields a dict that afterwards holds how far each level moved, {level: norm of the change} of its first MLP, because
+    a copy of all of them would be a second model; empty with one level
     """
-    periods, weights, moved = model.config.periods, weights_of(model).values(), {}
+    periods, moved = model.config.periods, {}
+    weights = [(level, p) for _, level, mlp in levels_of(model) for p in mlp.parameters()]
     ticking = [level for level, period in enumerate(periods) if (step + 1) % period == 0]
     held = [(p, p.grad) for level, p in weights if level not in ticking]
     for p, _ in held:
@@ -131,12 +139,13 @@ def moving(model, step):
     for level, p in weights:
         if level in ticking and periods[level] > 1:
             p.grad /= periods[level]
-    before = [(level, p, p.detach().clone()) for level, p in weights if level in ticking and len(periods) > 1]
+    first = {level: mlp for _, level, mlp in reversed(levels_of(model)) if level in ticking and len(periods) > 1}
+    before = {level: [p.detach().clone() for p in mlp.parameters()] for level, mlp in first.items()}
     yield moved
     for p, grad in held:
         p.grad = grad
-    for level in ticking if before else ():
-        squares = sum((p.detach() - old).square().sum() for owner, p, old in before if owner == level)
+    for level, mlp in first.items():
+        squares = sum((p.detach() - old).square().sum() for p, old in zip(mlp.parameters(), before[level]))
         moved[level] = squares.sqrt().item()
 
 
@@ -242,7 +251,7 @@ def move(model, memory, fast, logits, targets, training):
     with torch.enable_grad():
         # the sum over the streams: what one reads has no part in the gradient of another's weights
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum') / C
-        grads = torch.autograd.grad(loss, wrt, retain_graph=training, create_graph=training and o.cms_meta == 'second')
+        grads = torch.autograd.grad(loss, wrt, retain_graph=True, create_graph=training and o.cms_meta == 'second')
     for i, name in enumerate(fast):                             # with DGD, what is written and what is erased
         gathered[name] = gathered[name] + sum(grads[i::len(fast)])
     for level, ticks in enumerate(o.chunks):

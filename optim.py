@@ -49,7 +49,8 @@ class Memory(torch.optim.Optimizer):
     """
     def __init__(self, params, **knobs):
         for name, x in knobs.items():
-            assert 0 <= x < math.inf, f'{name} must be at least 0, not {x}'
+            most = 1 if name in ('momentum', 'average', 'beta1', 'beta2', 'beta3') else math.inf
+            assert 0 <= x < most, f'{name} must be at least 0 and below {most}, not {x}'
         super().__init__(params, knobs)
 
     def start(self, G):
@@ -247,7 +248,8 @@ class DeepMomentum(Memory):
 def orthogonal(M):
     """M (n, rows, cols) -> its singular vectors alone, (n, rows, cols)."""
     assert min(M.shape[-2:]) > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
-    return newton_schulz(M.bfloat16()).to(M.dtype)
+    size = M.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)       # first, because bfloat16 rounds each size differently
+    return newton_schulz((M / size).bfloat16()).to(M.dtype)
 
 
 def large_as_adam(M):
@@ -280,7 +282,8 @@ class DGD(Memory):
     rule        its exact solution W_t (I - lr' x x^T) - lr' dL/dy x^T,  lr' = lr / (1 + lr |x|^2), averaged over tokens
 
     layers are the nn.Linear whose inputs are watched by hooks; parameters of other kinds get plain gradient descent.
-    The hooks also weigh each token's part of the gradient by lr' / lr, so .grad is what the rule needs.
+    The hooks also weigh each token's part of the gradient by lr' / lr, so .grad is what the rule needs. Clipping it, as
+    train.py does, shortens what is written and not what is erased.
     paper: lr' = lr / (1 + lr)    here: |x|^2 counts    because the former solves it for inputs of norm 1 alone
     """
     def __init__(self, params, layers, lr=0.1, weight_decay=0.0):

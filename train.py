@@ -135,7 +135,10 @@ if run.resume:
         if key in given and given[key] != saved.get(key, given[key]):
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
-    run, config = build([Run, Config], saved | {'out_dir': run.out_dir} | given)
+    if checkpoint.get('carried') and given.get('grad_accum', saved['grad_accum']) != saved['grad_accum']:
+        raise UsageError(f"--grad_accum={given['grad_accum']}, but {ckpt_path} carries the state of "
+                         f"{saved['grad_accum']} parts of the batch; a resumed run cannot change it")
+    run, config = build([Run, Config], saved | {'out_dir': run.out_dir, 'overwrite': False} | given)
 else:
     if os.path.exists(ckpt_path) and not run.overwrite:
         raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
@@ -261,6 +264,9 @@ flops = raw_model.flops_per_token(config.block_size)
 say(f'model: {config.mixer}, {raw_model.num_params():,} parameters, {flops / 1e6:.1f} MFLOP per token')
 say(f'run: {run.max_steps:,} steps of {run.batch_size} x {config.block_size} tokens on {world} x {device}, '
     f"{'bfloat16' if use_bf16 else 'float32'}, out_dir={run.out_dir}")
+still = [str(level) for level, chunk in enumerate(config.chunks) if chunk >= config.block_size]
+if still:
+    say(f"levels that do not move within {config.block_size} tokens, and learn no step size: {', '.join(still)}")
 if use_compile:
     say('the first step waits for torch.compile, a minute or more')
 

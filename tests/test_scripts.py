@@ -151,6 +151,8 @@ def test_a_carried_state_is_read_on_from(text, tmp_path):
     assert runs['0'][1] == runs['2'][1] and abs(runs['0'][2] - runs['2'][2]) > 1e-5
     assert abs(runs['0'][3] - runs['2'][3]) < 1e-5
     assert all(x.requires_grad and x.grad_fn is None for name, x in script['carried'][0][0].items() if name != 'place')
+    with pytest.raises(UserError, match='cannot change it'):
+        inside('train.py', '--resume', f'--out_dir={out_dir}', '--grad_accum=2')
 
 
 def test_two_processes_equal_one(trained, text, tmp_path):
@@ -277,6 +279,8 @@ def test_a_run_is_not_overwritten_or_mixed(trained, text, tmp_path):
     assert open(os.path.join(out_dir, 'ckpt.pt'), 'rb').read() == before
     inside('train.py', f'--data={text}', f'--out_dir={out_dir}', *TINY, '--overwrite', '--cooldown=0.5')
     assert losses(out_dir) == losses(trained[0])
+    script = inside('train.py', '--resume', f'--out_dir={out_dir}')
+    assert script['checkpoint']['run']['overwrite'] and not script['run'].overwrite, 'or it would remove what it reads'
 
 
 def test_a_resumed_run_may_move_and_change_its_optimizer(trained, tmp_path):
