@@ -274,7 +274,7 @@ def test_kinds_of_parameters(kind, dtype):
         shapes = [shapes[i] for i in (0, 1, 3)]
     params = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in shapes for _ in range(2)]
     with pytest.raises(AssertionError, match='momentum must be|beta1 must be'):
-        kind(params, betas=(1.0, 0.9)) if kind is AdamW else kind(params, **{'beta1' if kind is M3 else 'momentum': 1.0})
+        kind(params, **{AdamW: {'betas': (1.0, 0.9)}, M3: {'beta1': 1.0}}.get(kind, {'momentum': 1.0}))
     optimizer = kind(params, lr=0.1)
     assert optimizer.step(lambda: 7.0) == 7.0 and all((p == 1).all() for p in params)      # gradients are missing
     for p in params[::2]:
