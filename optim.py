@@ -386,8 +386,8 @@ def param_groups(model, weight_decay, start_lr):
     """
     Four groups that hold every parameter once: the hidden matrices; the head; embeddings, convolutions, norms, biases
     and everything else that is no matrix of a layer; and what memories hold before the first token, whose learning rate
-    is start_lr times the others'. A start that is learned as fast as the projections answers every key alike before
-    there is anything to recall, and recall is then found late or not at all. The first two decay.
+    is start_lr times the others'. Language gains from 1. Recall is found sooner at 0.1: a start that is learned as fast
+    as the projections answers every key alike before there is anything to recall. The first two decay.
     """
     groups = [{'params': [], 'weight_decay': decay, 'lr_scale': scale}
               for decay, scale in ((weight_decay, 1.0), (weight_decay, 1.0), (0.0, 1.0), (0.0, start_lr))]

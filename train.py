@@ -68,7 +68,7 @@ class Run:
     optimizer: str = 'adamw'            # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
     learning_rate: float = 4e-3         # at the peak
     matrix_lr: float = 0.0              # the same for the matrices, with another optimizer than adamw (0 = its default)
-    start_lr: float = 0.1               # of what memories hold before the first token, as a fraction of the peak
+    start_lr: float = 1.0               # of what memories hold before the first token, as a fraction of the peak
     final_lr: float = 0.05              # where the schedule ends, as a fraction of the peak
     warmup_steps: int = 100             # steps of linear rise to the peak
     schedule: str = 'cosine'            # cosine | trapezoid (constant, then linear down)
