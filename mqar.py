@@ -43,7 +43,7 @@ class Race:
     batch_size: int = 32                # sequences per step
     max_steps: int = 150                # at most
     learning_rate: float = 1e-2         # AdamW; 50 steps of warm-up, then a straight line to 0 at max_steps
-    start_lr: float = 0.1               # of what memories hold before the first token, as a fraction; at 1 recall is late
+    start_lr: float = 0.1               # of what memories hold before the first token, as a fraction of it
     eval_every: int = 50                # steps between evaluations, each on 64 sequences
     compile: bool = False               # torch.compile
     threads: int = 1                    # CPU threads
