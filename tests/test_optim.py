@@ -263,7 +263,12 @@ def test_scale_of_the_loss():
 # every kind of parameter
 
 
-@pytest.mark.parametrize('kind', PLAIN)
+def unwatched(params, **knobs):
+    """DGD of parameters that are not a watched layer's: plain gradient descent."""
+    return DGD(params, [], **knobs)
+
+
+@pytest.mark.parametrize('kind', [*PLAIN, unwatched])
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 def test_kinds_of_parameters(kind, dtype):
     shapes = [(6, 4), (4, 6), (1, 3), (2, 3, 2, 2), (5,), ()]
@@ -273,8 +278,9 @@ def test_kinds_of_parameters(kind, dtype):
                 follow(kind, gradients(1, *shape))
         shapes = [shapes[i] for i in (0, 1, 3)]
     params = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in shapes for _ in range(2)]
-    with pytest.raises(AssertionError, match='momentum must be|beta1 must be'):
-        kind(params, **{AdamW: {'betas': (1.0, 0.9)}, M3: {'beta1': 1.0}}.get(kind, {'momentum': 1.0}))
+    too_much = {AdamW: {'betas': (1.0, 0.9)}, M3: {'beta1': 1.0}, unwatched: {'lr': -1.0}}.get(kind, {'momentum': 1.0})
+    with pytest.raises(AssertionError, match='must be at least 0'):
+        kind(params, **too_much)
     optimizer = kind(params, lr=0.1)
     assert optimizer.step(lambda: 7.0) == 7.0 and all((p == 1).all() for p in params)      # gradients are missing
     for p in params[::2]:
