@@ -130,8 +130,8 @@ def moving(model, step):
     yields a dict that afterwards holds how far each level moved, {level: norm of the change} of its first MLP, because
     a copy of all of them would be a second model; empty with one level
     """
-    periods, moved = model.config.periods, {}
-    weights = [(level, p) for _, level, mlp in levels_of(model) for p in mlp.parameters()]
+    periods, levels, moved = model.config.periods, levels_of(model), {}
+    weights = [(level, p) for _, level, mlp in levels for p in mlp.parameters()]
     ticking = [level for level, period in enumerate(periods) if (step + 1) % period == 0]
     held = [(p, p.grad) for level, p in weights if level not in ticking]
     for p, _ in held:
@@ -139,7 +139,7 @@ def moving(model, step):
     for level, p in weights:
         if level in ticking and periods[level] > 1:
             p.grad /= periods[level]
-    first = {level: mlp for _, level, mlp in reversed(levels_of(model)) if level in ticking and len(periods) > 1}
+    first = {level: mlp for _, level, mlp in reversed(levels) if level in ticking and len(periods) > 1}
     before = {level: [p.detach().clone() for p in mlp.parameters()] for level, mlp in first.items()}
     yield moved
     for p, grad in held:

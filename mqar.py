@@ -113,7 +113,7 @@ def main():
     torch.set_flush_denormal(True)
     knobs = {**SMALL, **given, 'vocab_size': 2 * race.keys + 1, 'block_size': 8 * race.length}
     parameters = equal_model('hope', knobs).num_params()
-    rows = [run(mixer, race, knobs, parameters) for mixer in words('mixers', race.mixers, MIXERS)]
+    rows = [run(mixer, race, knobs, parameters) for mixer in race.mixers.split(',')]
     print(f"\n{race.n_pairs} pairs in {race.length} tokens; guessing among the values shown is right in "
           f"{100 / race.n_pairs:.1f} %. Recall in % at 1, 2, 4, 8 times the length")
     print(f"{'mixer':<16}{'parameters':>12}{'99 % at step':>14}{'1x':>8}{'2x':>8}{'4x':>8}{'8x':>8}{'seconds':>10}")

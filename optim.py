@@ -248,8 +248,7 @@ class DeepMomentum(Memory):
 def orthogonal(M):
     """M (n, rows, cols) -> its singular vectors alone, (n, rows, cols)."""
     assert min(M.shape[-2:]) > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
-    size = M.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)       # or bfloat16 rounds each size differently
-    return newton_schulz((M / size).bfloat16()).to(M.dtype)
+    return newton_schulz(M, dtype=torch.bfloat16)
 
 
 def large_as_adam(M):

@@ -130,14 +130,12 @@ if run.resume and run.overwrite:
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
-    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'form', 'suffix', 'tokenizer', 'batch_size',
-                                                               'optimizer', 'seed']:
+    fixed = [f.name for f in dataclasses.fields(Config)] + ['data', 'form', 'suffix', 'tokenizer', 'batch_size',
+                                                            'optimizer', 'seed']
+    for key in fixed + ['grad_accum'] * bool(checkpoint.get('carried')):        # it carries a state for each part
         if key in given and given[key] != saved.get(key, given[key]):
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
-    if checkpoint.get('carried') and given.get('grad_accum', saved['grad_accum']) != saved['grad_accum']:
-        raise UsageError(f"--grad_accum={given['grad_accum']}, but {ckpt_path} carries the state of "
-                         f"{saved['grad_accum']} parts of the batch; a resumed run cannot change it")
     run, config = build([Run, Config], saved | {'out_dir': run.out_dir, 'overwrite': False} | given)
 else:
     if os.path.exists(ckpt_path) and not run.overwrite:
