@@ -63,7 +63,7 @@ class Run:
     max_steps: int = 1000               # optimizer steps
     batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
-    carry: int = 0                      # steps that read on from the state of the one before, without its gradient
+    carry: int = 0                      # rows are as long as so many steps; the state goes on, its gradient does not
     # optimizer
     optimizer: str = 'adamw'            # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
     learning_rate: float = 4e-3         # at the peak
@@ -218,8 +218,8 @@ train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.
                                                    fresh=main and not run.resume)
 if ddp and main:
     dist.barrier()
-for tokens in (train_tokens, val_tokens):               # too short for a batch is said now, not after the first steps
-    data.get_batch(tokens, 1, config.block_size, torch.Generator())
+for tokens, steps in ((train_tokens, run.carry), (val_tokens, 1)):      # too short is said now, not some steps later
+    data.get_batch(tokens, 1, config.block_size * max(1, steps), torch.Generator())
 if checkpoint and checkpoint['sha256'] != info['sha256']:
     raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
                     'a resumed run needs the same')
@@ -238,7 +238,7 @@ origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
 memories = optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
                       (run.beta1, run.beta2))
-step, best_loss, carried = 0, math.inf, {}              # carried: the state of each part of the batch
+step, best_loss, carried, stream = 0, math.inf, {}, {}  # carried: the state of each part of the batch
 if checkpoint:
     for optimizer, kept in zip(memories, checkpoint['optimizer']):
         for group, new in zip(kept['param_groups'], optimizer.param_groups):
@@ -252,6 +252,7 @@ if checkpoint:
     carried = {part: cut_off(state) for part, state in checkpoint.get('carried', {}).items()}
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
+drawn_from = batch_rng.get_state()                      # of the rows that are being read
 reader = Learner(raw_model) if config.chunks else raw_model                 # on the token clock, or as it is
 model = torch.compile(reader) if use_compile else reader
 if ddp:
@@ -329,12 +330,18 @@ def evaluate():
 
 
 def next_batch():
-    """What the model is called with, for one step and all devices."""
-    if needles:
-        x, y, weights = needles.batch(run.batch_size, config.block_size, batch_rng, step / run.max_steps)
-        return {'idx': x, 'targets': y, 'weights': weights}
-    x, y = data.get_batch(train_tokens, run.batch_size, config.block_size, batch_rng)
-    return {'idx': x, 'targets': y}
+    """What the model is called with, for one step and all devices: with --carry the next part of longer rows."""
+    global stream, drawn_from
+    n, T = max(1, run.carry), config.block_size
+    place = step % n
+    if place == 0 or not stream:
+        drawn_from = batch_rng.get_state()              # what a run that is resumed within a row draws it from again
+        if needles:
+            rows = needles.batch(run.batch_size, n * T, batch_rng, (step - place) / run.max_steps)
+        else:
+            rows = data.get_batch(train_tokens, run.batch_size, n * T, batch_rng)
+        stream = dict(zip(('idx', 'targets', 'weights'), rows))
+    return {name: x[:, place * T:(place + 1) * T].contiguous() for name, x in stream.items()}
 
 
 def print_sample():
@@ -351,7 +358,8 @@ def save():
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in memories],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
-        'batch_rng': batch_rng.get_state(), 'best_loss': best_loss, 'sha256': info['sha256'], 'carried': carried,
+        'batch_rng': drawn_from if run.carry and step % run.carry else batch_rng.get_state(),
+        'best_loss': best_loss, 'sha256': info['sha256'], 'carried': carried,
         'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
 
 
