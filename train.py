@@ -219,8 +219,11 @@ train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.
                                                    fresh=main and not run.resume)
 if ddp and main:
     dist.barrier()
-for tokens, steps in ((train_tokens, run.carry), (val_tokens, 1)):      # too short is said now, not some steps later
-    data.get_batch(tokens, 1, config.block_size * max(1, steps), torch.Generator())
+for tokens in (train_tokens, val_tokens):               # too short for a batch is said now, not after the first steps
+    data.get_batch(tokens, 1, config.block_size, torch.Generator())
+if run.carry * config.block_size >= len(train_tokens):
+    raise UserError(f'--carry={run.carry} reads rows of {run.carry} x {config.block_size} tokens, and the data has '
+                    f'{len(train_tokens):,} to train on: use a smaller --carry')
 if checkpoint and checkpoint['sha256'] != info['sha256']:
     raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
                     'a resumed run needs the same')

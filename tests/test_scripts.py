@@ -153,6 +153,8 @@ def test_a_carried_state_is_read_on_from(text, tmp_path):
     assert all(x.requires_grad and x.grad_fn is None for name, x in script['carried'][0][0].items() if name != 'place')
     with pytest.raises(UserError, match='cannot change it'):
         inside('train.py', '--resume', f'--out_dir={out_dir}', '--grad_accum=2')
+    with pytest.raises(UserError, match='a smaller --carry'):
+        inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/long', '--carry=100000', *TINY)
 
 
 def test_two_processes_equal_one(trained, text, tmp_path):
