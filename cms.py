@@ -183,6 +183,7 @@ def learn(model, idx, memory=None):
     """
     assert idx.dim() == 2, f'idx must be (B, T), got {tuple(idx.shape)}'
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
+    assert not torch.is_inference_mode_enabled(), 'learning takes gradients: use torch.no_grad, not inference_mode'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
     memory = memory or start_memory(model, len(idx))
     second = training and model.config.cms_meta == 'second'

@@ -240,6 +240,13 @@ def test_step_zero_is_the_static_model():
             assert torch.equal(learn(model, idx)[0], torch.cat(static, dim=1)), 'bit for bit'
 
 
+def test_learning_without_gradients_is_refused():
+    with torch.inference_mode(), pytest.raises(AssertionError, match='no_grad'):
+        learn(tiny(), ids(1, 4))
+    with pytest.raises(AssertionError, match='no token clock'):
+        learn(tiny(chunks=''), ids(1, 4))
+
+
 def test_the_memory_does_not_grow():
     model = tiny(mixer='hope', memory_chunk=2).eval()
     sizes = [state_bytes(in_parts(model, ids(1, n), n)[1]) for n in (20, 200)]
