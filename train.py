@@ -196,6 +196,7 @@ if use_compile and not has_compiler:
     raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
 batch_rng = torch.Generator().manual_seed(run.seed)
+row_steps = max(1, run.carry)                           # steps in which a row of a batch is read
 
 
 def say(*words):
@@ -336,14 +337,13 @@ def evaluate():
 def next_batch():
     """What the model is called with, for one step and all devices: with --carry the next part of longer rows."""
     global stream, drawn_from
-    n, T = max(1, run.carry), config.block_size
-    place = step % n
+    T, place = config.block_size, step % row_steps
     if place == 0 or not stream:
         drawn_from = batch_rng.get_state()              # what a run that is resumed within a row draws it from again
         if needles:
-            rows = needles.batch(run.batch_size, n * T, batch_rng, (step - place) / run.max_steps)
+            rows = needles.batch(run.batch_size, row_steps * T, batch_rng, (step - place) / run.max_steps)
         else:
-            rows = data.get_batch(train_tokens, run.batch_size, n * T, batch_rng)
+            rows = data.get_batch(train_tokens, run.batch_size, row_steps * T, batch_rng)
         stream = dict(zip(('idx', 'targets', 'weights'), rows))
     return {name: x[:, place * T:(place + 1) * T].contiguous() for name, x in stream.items()}
 
@@ -362,7 +362,7 @@ def save():
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in memories],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
-        'batch_rng': drawn_from if run.carry and step % run.carry else batch_rng.get_state(),
+        'batch_rng': drawn_from if step % row_steps else batch_rng.get_state(),
         'best_loss': best_loss, 'sha256': info['sha256'], 'carried': carried,
         'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
 
@@ -438,7 +438,7 @@ while True:
             group['lr'] = lr * group['lr_scale']
     batch = {name: x[rank::world].to(device) for name, x in next_batch().items()}
     loss = torch.zeros((), device=device)
-    if not run.carry or step % run.carry == 0:
+    if step % row_steps == 0:
         carried = {}
     for part in range(run.grad_accum):
         rows = slice(part * share, (part + 1) * share)
