@@ -252,7 +252,7 @@ class SelfModifyingTitans(Recurrent):
 
     def flops(self, T):
         """Forward FLOPs per token beyond the weights, C / 2 keys seen within a chunk; momentum is not counted."""
-        (H, M, d, m), C = self.W1_0.shape, min(T, self.config.memory_chunk) / 2
+        (H, M, d, m), C = self.W1_0.shape, min(T, self.config.memory_chunk, self.chunk_size) / 2
         M, R = M - 1, self.starts()['W2'].shape[1]
         generate = 2 * M * d * m
         compare = 3 * d * R + 2 * d * d + 4 * (1 + M) * d * m       # at the value, at the key, and from the start
@@ -383,7 +383,7 @@ def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):
     if before:                                      # the memory before token t is the one after token t - 1
         first = q[:, :, :1] @ S[:, :, :rows].mT                                     # (.., 1, Dk) x (.., Dk, rows)
         q = torch.cat([q[:, :, 1:], q[:, :, -1:]], dim=2)
-    y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), o.memory_chunk, mu, rows)
+    y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), o.chunk_size, mu, rows)
     y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
     S, P = (S, None) if mu is None else S
     return y, {name: S.view(shape)} | ({} if mu is None else {f'{name}_p': P.view(shape)})

@@ -114,7 +114,8 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
 
 def deep_layer(mixer='hope', **kwargs):
     torch.manual_seed(0)
-    small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4}
+    small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4,
+             'chunk_size': 3}
     layer = Hope(Config(mixer=mixer, **small | kwargs)).double().blocks[0].mixer
     with torch.no_grad():                       # away from the neutral start, so that everything has an effect
         for p in layer.parameters():
