@@ -258,16 +258,24 @@ def test_a_token_of_zeros_does_no_harm():
 
 
 @pytest.mark.skipif(not os.environ.get('NL_SLOW'), reason='compiles for minutes; NL_SLOW=1 and a C++ compiler run it')
-def test_compiled_equals_eager():
-    """Only the common body of the chunks is compiled, once: the first chunk and those after it share the graph."""
+@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_compiled_equals_eager(dtype, tolerance):
+    """
+    Outputs and the gradients of input and parameters. bfloat16 is autocast. Only the common body of the chunks is
+    compiled, once: the first chunk and those after it share the graph.
+    """
+    torch._dynamo.reset()
     layer, x = deep_layer()
+    if dtype != torch.float64:
+        layer, x = layer.float(), x.float()
     x.requires_grad_()
     results = []
     for f in (layer, torch.compile(layer)):
-        y, _ = f(x[:, :8])
-        results.append([y, *torch.autograd.grad(y.cos().sum(), [x, *layer.parameters()])])
+        with torch.autocast('cpu', dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y, _ = f(x[:, :8])
+        results.append([y, *torch.autograd.grad(y.to(x.dtype).cos().sum(), [x, *layer.parameters()])])
     for i, (got, want) in enumerate(zip(*results)):
-        assert_near(i, got, want, 1e-9)
+        assert_near(i, got, want, tolerance)
 
 
 def test_a_state_does_not_grow():
