@@ -38,7 +38,7 @@ class Config:
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
     mixer: str = 'hope'                 # hope | titans | ttt_mlp | ttt | gated_deltanet | deltanet | gla | ... (README)
-    chunk_size: int = 16                # tokens that a recurrent memory computes side by side; a matter of speed
+    chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     tie_head: bool = False              # use the embedding as the output head as well
     # hope: what the memories with a hidden layer do
