@@ -383,6 +383,7 @@ def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):
     if before:                                      # the memory before token t is the one after token t - 1
         first = q[:, :, :1] @ S[:, :, :rows].mT                                     # (.., 1, Dk) x (.., Dk, rows)
         q = torch.cat([q[:, :, 1:], q[:, :, -1:]], dim=2)
+    # in pieces of chunk_size: masks and inverses of a whole memory_chunk cost more than the calls that they save
     y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), o.chunk_size, mu, rows)
     y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
     S, P = (S, None) if mu is None else S
