@@ -12,10 +12,15 @@ import torch  # noqa: E402
 torch.set_num_threads(1)
 
 
+def difference(got, want):
+    """The largest difference relative to the largest value."""
+    return ((got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-3)).item()
+
+
 def assert_near(name, got, want, tolerance):
     """Largest difference relative to the largest value; shapes must agree, NaN fails."""
     assert got.shape == want.shape, f'{name}: shape {tuple(got.shape)}, wanted {tuple(want.shape)}'
-    error = ((got.double() - want.double()).abs().max() / want.double().abs().max().clamp(min=1e-3)).item()
+    error = difference(got, want)
     assert error <= tolerance, f'{name}: relative difference {error:.2e}, allowed {tolerance:.0e}'
 
 
