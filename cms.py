@@ -5,9 +5,8 @@ A Transformer's MLP learns in training and never again. Here level l of K moves 
 gradients gathered since (eq. 71): fast levels follow what is read, slow ones keep what lasts. One rule, two clocks:
 
     optimizer clock   a tick is a step of training: --cms_periods=1,2,4,8. Period 1 everywhere is an ordinary model
-    token clock       a tick is a token that was read: --cms_chunks=64,256,1024,4096. Every stream has fast weights of
-                      its own that start as the learned ones, theta_0, and move down the gradient of the loss on the
-                      tokens just read. `learn` is that, in training, scoring and sampling
+    token clock       a tick is a token that was read: --cms_chunks=64,256,1024,4096. Every stream has weights of its
+                      own, theta_0 at first, that move down the gradient of the loss on the tokens just read
 
     python cms.py     which level moves when; then two alternating sources, read by a static MLP and by the levels
 
@@ -22,6 +21,7 @@ Glossary
     B batch, T time, C = chunks[0] tokens that are read with the same weights, D model width, K levels
 """
 import contextlib
+import functools
 import math
 
 import torch
@@ -100,8 +100,8 @@ class CMS(nn.Module):
         """x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None."""
         fast, total = fast or {}, x
         for i, level in enumerate(self.levels):
-            y = level(x if self.mix is not None else total, *(fast.get(f'{self.block}.{i}.{n}') for n in ('up', 'out')))
-            total = total + (y if self.mix is None else self.mix[i] * y)
+            own = (fast.get(f'{self.block}.{i}.{name}') for name in ('up', 'out'))
+            total = total + (level(total, *own) if self.mix is None else self.mix[i] * level(x, *own))
         return total
 
 
@@ -127,26 +127,23 @@ def moving(model, step):
     """
     Around a step of the optimizer, counted from 0: only the levels that move show their gradients, the mean of those
     gathered since they last did. The others' are out of sight of clipping, optimizer and zero_grad, and grow on.
-    yields a dict that afterwards holds how far each level moved, {level: norm of the change} of its first MLP, because
-    a copy of all of them would be a second model; empty with one level
+    yields a dict, with several levels afterwards {level: norm of the change of its first MLP}: all would be a model more
     """
-    periods, levels, moved = model.config.periods, levels_of(model), {}
-    weights = [(level, p) for _, level, mlp in levels for p in mlp.parameters()]
-    ticking = [level for level, period in enumerate(periods) if (step + 1) % period == 0]
-    held = [(p, p.grad) for level, p in weights if level not in ticking]
-    for p, _ in held:
-        p.grad = None
-    for level, p in weights:
-        if level in ticking and periods[level] > 1:
-            p.grad /= periods[level]
-    first = {level: mlp for _, level, mlp in reversed(levels) if level in ticking and len(periods) > 1}
-    before = {level: [p.detach().clone() for p in mlp.parameters()] for level, mlp in first.items()}
+    periods, held, before, moved = model.config.periods, [], {}, {}
+    for _, level, mlp in levels_of(model):
+        if (step + 1) % periods[level]:
+            held += [(p, p.grad) for p in mlp.parameters()]
+            mlp.zero_grad(set_to_none=True)
+        else:
+            for p in mlp.parameters() if periods[level] > 1 else ():
+                p.grad /= periods[level]
+            if len(periods) > 1 and level not in before:
+                before[level] = mlp, [p.detach().clone() for p in mlp.parameters()]
     yield moved
     for p, grad in held:
         p.grad = grad
-    for level, mlp in first.items():
-        squares = sum((p.detach() - old).square().sum() for p, old in zip(mlp.parameters(), before[level]))
-        moved[level] = squares.sqrt().item()
+    for level, (mlp, old) in before.items():
+        moved[level] = sum((p.detach() - q).square().sum() for p, q in zip(mlp.parameters(), old)).sqrt().item()
 
 
 # -----------------------------------------------------------------------------
@@ -161,8 +158,8 @@ def start_memory(model, batch_size):
     delta, gathered     {'0.0.up': (B, 2 h, D), ...}: how far a stream's weights have moved, and its gradients since
     learned             tokens that the weights have learned from; trace, where it stands, saves reading a chunk twice
     """
-    device, chunks = model.embed.weight.device, model.config.chunks
-    zeros = {name: p.new_zeros(batch_size, *p.shape) for name, (level, p) in weights_of(model).items() if chunks[level]}
+    device, chunks, weights = model.embed.weight.device, model.config.chunks, weights_of(model)
+    zeros = {name: p.new_zeros(batch_size, *p.shape) for name, (level, p) in weights.items() if chunks[level]}
     state, pending = model.init_state(batch_size, device), torch.empty(batch_size, 0, dtype=torch.long, device=device)
     return {'state': state, 'anchor': state, 'pending': pending, 'delta': zeros, 'gathered': zeros, 'learned': 0}
 
@@ -176,19 +173,16 @@ def learn(model, idx, memory=None):
 
     A chunk of C = chunks[0] tokens is read with the same weights. Once the token after it is known, every level
     gathers the gradient of its mean loss, and the levels whose time it is move. What a stream learns is its own. An
-    unfinished chunk waits in the memory, so that any split of a stream gives the same, to rounding.
-
-    In training mode and with gradients enabled all of it can be differentiated, theta_0 and log_step are
-    meta-learned: to first order (the inner gradient is a constant), or through it with cms_meta=second.
+    unfinished chunk waits in the memory, so that any split of a stream gives the same, to rounding. In training theta_0
+    and log_step are meta-learned: to first order (the inner gradient is a constant), or through it (cms_meta=second).
     """
     assert idx.dim() == 2, f'idx must be (B, T), got {tuple(idx.shape)}'
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
     assert not torch.is_inference_mode_enabled(), 'learning takes gradients: use torch.no_grad, not inference_mode'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
     memory = memory or start_memory(model, len(idx))
-    second = training and model.config.cms_meta == 'second'
-    # fused attention has no second derivative, the plain one has
-    kernels = (lambda: sdpa_kernel(SDPBackend.MATH)) if second else contextlib.nullcontext
+    second = training and model.config.cms_meta == 'second'     # which fused attention has not, but the plain one has
+    kernels = functools.partial(sdpa_kernel, SDPBackend.MATH) if second else contextlib.nullcontext
     fast, logits = memory.get('trace') or (fast_weights(model, memory['delta'], training), None)
     while t < idx.shape[1]:
         if memory['pending'].shape[1] == C:                     # a whole chunk was read, and here is the token after it
@@ -207,24 +201,6 @@ def learn(model, idx, memory=None):
                            'pending': torch.cat([memory['pending'], part], dim=1)}
         logits = logits if whole else None
     return torch.cat(out, dim=1), memory | {'trace': logits is not None and (fast, logits)}
-
-
-def set_clock(config, chunks='', inner=''):
-    """
-    Give a checkpoint's config, a dict, the token clock that its model is to learn with: what is given, else what it was
-    trained with, else 128 tokens for the fastest level and four times as many for each one after it.
-    """
-    levels = max(len(config['cms_periods'].split(',')), len(config['cms_chunks'].split(',')))
-    config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
-    config['cms_inner'] = inner or config['cms_inner']
-    if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
-        config['cms_topology'] = 'stacked'
-
-
-def set_step(model, size):
-    """Give all levels of a model with a token clock that inner step size; below 0 they keep what they learned."""
-    if size >= 0:
-        model.log_step.data.fill_(math.log(size) if size else -math.inf)
 
 
 def detached(tensors):
@@ -289,40 +265,32 @@ class Learner(nn.Module):
 # python cms.py
 
 
-def source(n, noise=0.1):
-    """n tokens at a time, each a fixed function of the one before it, or, one time in ten, any of 16."""
-    then, tokens = torch.randperm(16).tolist(), [0]
-    while True:
-        for _ in range(n):
-            tokens.append(then[tokens[-1]] if torch.rand(()) > noise else int(torch.randint(16, ())))
-        yield torch.tensor([tokens[-n:]])
-
-
 def main():
+    from data import transitions
     from model import Config, Hope
     torch.manual_seed(0)
+    def source(parts, n=512): return transitions(parts * n, 16).view(parts, 1, n)
     torch.set_num_threads(1)
     o = Config(vocab_size=16, n_layer=1, n_head=2, n_embd=32, mixer='gla', cms_chunks='16,64,256', cms_step=1.0)
     print('which level moves when: a column is 16 tokens')
     for level, chunk in enumerate(o.chunks):
         print(f'level {level}, every {chunk:>3} tokens  ' + ''.join('.*'[t % chunk == 0] for t in range(16, 1025, 16)))
 
-    n, known, a, b, model = 512, source(512), source(512), source(512), Hope(o)
+    model = Hope(o)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for _ in range(60):                                         # a plain training on one source
-        x = next(known)
+    for x in source(60):                                        # a plain training on one source
         loss = model(x[:, :-1], x[:, 1:])[1]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(f'\na model trained on one source, to {loss.item():.2f} nats, reads two others in turn, {n} tokens each')
-    text = torch.cat([next(s) for s in 4 * (a, b)], dim=1)
+    print(f'\na model trained on one source, to {loss.item():.2f} nats, reads two others in turn, 512 tokens each')
+    text = torch.stack([source(4), source(4)], dim=1).view(1, -1)         # a b a b a b a b
     print(f"{'':<28}" + 4 * f"{'a':>7}{'b':>7}")
     for name, chunks in (('no level moves', ''), ('level 0 moves', '16,0,0'), ('all levels move', '16,64,256')):
         o.cms_chunks = chunks
         with torch.no_grad():
             logits = (learn if chunks else Hope.forward)(model.eval(), text[:, :-1])[0]
-        losses = F.cross_entropy(logits[0], text[0, 1:], reduction='none').split(n)
+        losses = F.cross_entropy(logits[0], text[0, 1:], reduction='none').split(512)
         print(f'{name:<28}' + ''.join(f'{part.mean().item():7.2f}' for part in losses))
 
 

@@ -30,9 +30,8 @@ import numpy as np
 import torch
 
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
-from cms import set_clock, set_step
 from data import prepare
-from model import Config, load_checkpoint, load_model, pick_device, state_bytes
+from model import load_checkpoint, load_learner, load_model, pick_device, state_bytes
 from niah import FORMS, TASKS, Needles, found, oracle
 from tokenizer import get_tokenizer
 
@@ -90,11 +89,9 @@ if not args.oracle and not args.guess:
     checkpoint = load_checkpoint(os.path.join(args.out_dir, 'ckpt.pt'))
     trained, tokenizer = checkpoint['run'], checkpoint['run']['tokenizer']
     if args.learn:
-        set_clock(checkpoint['config'], args.cms_chunks, args.cms_inner)
-        build([Config], checkpoint['config'])               # what is wrong with these is said as such
-    model = load_model(checkpoint, device).eval()
-    if args.learn:
-        set_step(model, args.cms_step)
+        model = load_learner(checkpoint, device, args.cms_chunks, args.cms_inner, args.cms_step).eval()
+    else:
+        model = load_model(checkpoint, device).eval()
     get_tokenizer(tokenizer, args.out_dir)                  # if the run's own is gone, none may be learned in its place
     block_size = model.config.block_size
 _, text, enc, info = prepare(args.haystack, tokenizer, args.out_dir if model else None, quiet=True)

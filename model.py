@@ -400,6 +400,25 @@ def load_model(checkpoint, device='cpu'):
     return model.to(device)
 
 
+def load_learner(checkpoint, device='cpu', chunks='', inner='', step=-1.0):
+    """
+    load_model, with a token clock to learn by while reading: the one given, else the one it was trained with, else 128
+    tokens for the fastest level and four times as many for each one after it. step: the inner step size of all levels;
+    below 0 they keep what they learned.
+    """
+    config = checkpoint['config']
+    levels = max(len(config['cms_periods'].split(',')), len(config['cms_chunks'].split(',')))
+    config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
+    config['cms_inner'] = inner or config['cms_inner']
+    if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
+        config['cms_topology'] = 'stacked'
+    build([Config], config)                                     # what is wrong with these is said as such
+    model = load_model(checkpoint, device)
+    if step >= 0:
+        model.log_step.data.fill_(math.log(step) if step else -math.inf)
+    return model
+
+
 # -----------------------------------------------------------------------------
 # python model.py
 

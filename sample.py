@@ -27,8 +27,8 @@ from dataclasses import dataclass
 import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
-from cms import Learner, set_clock, set_step, weights_of
-from model import Config, load_checkpoint, load_model, pick_device, save_checkpoint, state_bytes
+from cms import Learner, weights_of
+from model import load_checkpoint, load_learner, load_model, pick_device, save_checkpoint, state_bytes
 from tokenizer import encode, get_tokenizer
 
 one_line_errors()
@@ -158,11 +158,10 @@ if args.memory and not args.memory_info:
 kept = load_memory() if os.path.exists(args.memory) else None
 if args.learn or args.memory_info:                      # any model can: with the clock it had before, or a guess
     before = kept['clock'] if kept else {}
-    set_clock(checkpoint['config'], *(getattr(args, name) or before.get(name) for name in ('cms_chunks', 'cms_inner')))
-    build([Config], checkpoint['config'])               # what is wrong with these is said as such
-model = load_model(checkpoint, device).eval()
-if args.learn:
-    set_step(model, args.cms_step)
+    clock = (getattr(args, name) or before.get(name) for name in ('cms_chunks', 'cms_inner'))
+    model = load_learner(checkpoint, device, *clock, args.cms_step).eval()
+else:
+    model = load_model(checkpoint, device).eval()
 enc = get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
 block_size = model.config.block_size
 
