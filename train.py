@@ -58,7 +58,7 @@ class Run:
     out_dir: str = 'out'                # where the checkpoint and the log go
     resume: bool = False                # go on from out_dir's checkpoint
     overwrite: bool = False             # start anew although out_dir holds a run
-    init_from: str = ''                 # a checkpoint to start from: its model and tokenizer, with clocks of its own
+    init_from: str = ''                 # a checkpoint to start from: model, tokenizer; lengths and clocks may differ
     preset: str = 'auto'                # cpu | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
     max_steps: int = 1000               # optimizer steps
@@ -149,8 +149,6 @@ else:
         if 'cms_step' in given:                         # else the step sizes that it learned, if it did
             source['model'].pop('log_step', None)
         base = base | source['config'] | {'tokenizer': source['run']['tokenizer']}
-        if base['tokenizer'].startswith('bpe'):
-            raise UserError(f'{run.init_from} has a tokenizer learned on its data, which --init_from cannot carry')
     run, config = build([Run, Config], base | given)
 device = pick_device(run.device)
 
@@ -216,8 +214,12 @@ def cut_off(state):
 
 if ddp and not main:
     dist.barrier()                                      # the main process downloads and learns the tokenizer first
+if main and run.init_from and not run.resume and run.tokenizer.startswith('bpe'):       # the other run learned it
+    table = read_file(os.path.join(os.path.dirname(run.init_from), 'tokenizer.bpe'))
+    with atomic_write(os.path.join(run.out_dir, 'tokenizer.bpe')) as file:
+        file.write(table)
 train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not main,
-                                                   fresh=main and not run.resume)
+                                                   fresh=main and not run.resume and not run.init_from)
 if ddp and main:
     dist.barrier()
 for tokens in (train_tokens, val_tokens):               # too short for a batch is said now, not after the first steps
@@ -341,7 +343,8 @@ def next_batch():
     if place == 0 or not stream:
         drawn_from = batch_rng.get_state()              # what a run that is resumed within a row draws it from again
         if needles:
-            rows = needles.batch(run.batch_size, row_steps * T, batch_rng, (step - place) / run.max_steps)
+            progress = 1.0 if run.init_from else (step - place) / run.max_steps     # the lessons are for beginners
+            rows = needles.batch(run.batch_size, row_steps * T, batch_rng, progress)
         else:
             rows = data.get_batch(train_tokens, run.batch_size, row_steps * T, batch_rng)
         stream = dict(zip(('idx', 'targets', 'weights'), rows))

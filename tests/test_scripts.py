@@ -178,6 +178,11 @@ def test_other_mixers_and_bpe(mixer, text, tmp_path):
     assert 'tokenizer.bpe' in os.listdir(out_dir)
     assert shell('sample.py', 'line', f'--out_dir={out_dir}', '--max_new_tokens=5').stdout.startswith('line')
 
+    longer = str(tmp_path / 'longer')                   # the same model and tokenizer, another length
+    inside('train.py', f'--data={text}', f'--out_dir={longer}', f'--init_from={out_dir}/ckpt.pt', '--block_size=96',
+           '--max_steps=1', '--sample_tokens=0', '--eval_batches=1', '--compile=false')
+    assert losses(longer)[1] < losses(out_dir)[1] - 1, 'it starts where the other ended'
+
 
 def test_recall_race():
     """mqar.py prints a curve and a row per memory, of nearly equal size."""
