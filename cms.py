@@ -127,7 +127,7 @@ def moving(model, step):
     """
     Around a step of the optimizer, counted from 0: only the levels that move show their gradients, the mean of those
     gathered since they last did. The others' are out of sight of clipping, optimizer and zero_grad, and grow on.
-    yields a dict, with several levels afterwards {level: norm of the change of its first MLP}: all would be a model more
+    yields a dict that afterwards holds {level: norm of the change of its first MLP}, of several levels those that moved
     """
     periods, held, before, moved = model.config.periods, [], {}, {}
     for _, level, mlp in levels_of(model):
@@ -181,7 +181,7 @@ def learn(model, idx, memory=None):
     assert not torch.is_inference_mode_enabled(), 'learning takes gradients: use torch.no_grad, not inference_mode'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
     memory = memory or start_memory(model, len(idx))
-    second = training and model.config.cms_meta == 'second'     # which fused attention has not, but the plain one has
+    second = training and model.config.cms_meta == 'second'     # fused attention has no second derivative
     kernels = functools.partial(sdpa_kernel, SDPBackend.MATH) if second else contextlib.nullcontext
     fast, logits = memory.get('trace') or (fast_weights(model, memory['delta'], training), None)
     while t < idx.shape[1]:
