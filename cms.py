@@ -127,18 +127,19 @@ def moving(model, step):
     """
     Around a step of the optimizer, counted from 0: only the levels that move show their gradients, the mean of those
     gathered since they last did. The others' are out of sight of clipping, optimizer and zero_grad, and grow on.
-    yields a dict that afterwards holds {level: norm of the change of its first MLP}, of several levels those that moved
+    yields a dict that afterwards holds {level: norm of the change of its first MLP}; empty with one level
     """
     periods, held, before, moved = model.config.periods, [], {}, {}
     for _, level, mlp in levels_of(model):
         if (step + 1) % periods[level]:
             held += [(p, p.grad) for p in mlp.parameters()]
             mlp.zero_grad(set_to_none=True)
-        else:
-            for p in mlp.parameters() if periods[level] > 1 else ():
+            continue
+        if periods[level] > 1:
+            for p in mlp.parameters():
                 p.grad /= periods[level]
-            if len(periods) > 1 and level not in before:
-                before[level] = mlp, [p.detach().clone() for p in mlp.parameters()]
+        if len(periods) > 1 and level not in before:
+            before[level] = mlp, [p.detach().clone() for p in mlp.parameters()]
     yield moved
     for p, grad in held:
         p.grad = grad
@@ -269,28 +270,28 @@ def main():
     from data import transitions
     from model import Config, Hope
     torch.manual_seed(0)
-    def source(parts, n=512): return transitions(parts * n, 16).view(parts, 1, n)
     torch.set_num_threads(1)
     o = Config(vocab_size=16, n_layer=1, n_head=2, n_embd=32, mixer='gla', cms_chunks='16,64,256', cms_step=1.0)
     print('which level moves when: a column is 16 tokens')
     for level, chunk in enumerate(o.chunks):
         print(f'level {level}, every {chunk:>3} tokens  ' + ''.join('.*'[t % chunk == 0] for t in range(16, 1025, 16)))
 
-    model = Hope(o)
+    n, model = 512, Hope(o)
+    def source(parts): return transitions(parts * n, 16).view(parts, 1, n)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for x in source(60):                                        # a plain training on one source
         loss = model(x[:, :-1], x[:, 1:])[1]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    print(f'\na model trained on one source, to {loss.item():.2f} nats, reads two others in turn, 512 tokens each')
-    text = torch.stack([source(4), source(4)], dim=1).view(1, -1)         # a b a b a b a b
+    print(f'\na model trained on one source, to {loss.item():.2f} nats, reads two others in turn, {n} tokens each')
+    text = torch.stack([source(4), source(4)], dim=1).view(1, -1)                 # a b a b a b a b
     print(f"{'':<28}" + 4 * f"{'a':>7}{'b':>7}")
     for name, chunks in (('no level moves', ''), ('level 0 moves', '16,0,0'), ('all levels move', '16,64,256')):
         o.cms_chunks = chunks
         with torch.no_grad():
             logits = (learn if chunks else Hope.forward)(model.eval(), text[:, :-1])[0]
-        losses = F.cross_entropy(logits[0], text[0, 1:], reduction='none').split(512)
+        losses = F.cross_entropy(logits[0], text[0, 1:], reduction='none').split(n)
         print(f'{name:<28}' + ''.join(f'{part.mean().item():7.2f}' for part in losses))
 
 

@@ -407,7 +407,7 @@ def load_learner(checkpoint, device='cpu', chunks='', inner='', step=-1.0):
     below 0 they keep what they learned.
     """
     config = checkpoint['config']
-    levels = max(len(config['cms_periods'].split(',')), len(config['cms_chunks'].split(',')))
+    levels = build([Config], config)[0].n_level
     config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
     config['cms_inner'] = inner or config['cms_inner']
     if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
