@@ -33,7 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import kernels
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from memory import MIXERS
-from model import Config, Hope, equal_model, machine, pick_device, state_bytes
+from model import Config, Hope, compiled, equal_model, machine, pick_device, state_bytes
 
 
 @dataclass
@@ -144,7 +144,7 @@ def train(bench, knobs, device, dtype, ceiling):
         for mixer in bench.mixers.split(','):
             torch.manual_seed(0)
             model = equal_model(mixer, knobs | {'block_size': T}, parameters).to(device)
-            runs[mixer] = torch.compile(model) if mixer in bench.compile.split(',') else model
+            runs[mixer] = compiled(model) if mixer in bench.compile.split(',') else model
         x = torch.randint(model.config.vocab_size, (max(1, bench.tokens // T), T), device=device)
 
         def step(model):

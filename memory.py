@@ -128,7 +128,7 @@ class Recurrent(nn.Module):
         B, T, D = x.shape
         qkv, tail = causal_conv(self.qkv(x), self.conv, tail)                       # (B, T, D) -> (B, T, 3 D)
         qkv = at_least_float32(F.silu(qkv))                                         # a norm of 1 is not 1 in bfloat16
-        q, k, v = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4)         # -> three of (B, H, T, Dk)
+        q, k, v = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind()        # three of (B, H, T, Dk)
         return unit(q), unit(k), v, tail
 
     def emit(self, y, x):

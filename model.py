@@ -14,6 +14,7 @@ Does NOT include: dropout (small models on one pass over their data do not need 
 Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A state is a list of L flat dicts of tensors.
 """
 import dataclasses
+import logging
 import math
 import platform
 from dataclasses import dataclass
@@ -306,6 +307,16 @@ def equal_model(mixer, knobs, parameters=None):
             raise UsageError(f'--n_hidden={config.n_hidden} is too small to give {mixer} {parameters:,} parameters')
         model = Hope(build([Config], {**knobs, 'mixer': mixer, 'n_hidden': n_hidden})[0])
     return model
+
+
+def compiled(model):
+    """
+    torch.compile'd. On a CPU the code that calls the kernels is C++ as well: a chunk is many small calls, and made from
+    Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can.
+    """
+    on_cpu = next(model.parameters()).device.type == 'cpu'
+    logging.getLogger('torch._inductor.ir').setLevel(logging.ERROR)
+    return torch.compile(model, options={'cpp_wrapper': True} if on_cpu else None)
 
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):

@@ -27,7 +27,7 @@ import torch
 from cli import build, check, one_line_errors, read_args, words
 from data import mqar
 from memory import MIXERS
-from model import Config, equal_model
+from model import Config, compiled, equal_model
 from optim import param_groups
 
 
@@ -77,7 +77,7 @@ def recall(model, length, n_pairs, keys, n_rows=64):
 def run(mixer, race, knobs, parameters):
     torch.manual_seed(race.seed)
     model = equal_model(mixer, knobs, parameters)
-    step_model = torch.compile(model) if race.compile else model
+    step_model = compiled(model) if race.compile else model
     groups = param_groups(model, 0.0, race.start_lr)
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
     rng = torch.Generator().manual_seed(race.seed)

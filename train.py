@@ -37,7 +37,7 @@ from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, 
                  print_block, read_args, read_file, remove_file)
 from cms import Learner, moving
 from memory import DEEP
-from model import Config, Hope, load_checkpoint, load_model, machine, pick_device, save_checkpoint
+from model import Config, Hope, compiled, load_checkpoint, load_model, machine, pick_device, save_checkpoint
 from niah import FORMS, Needles, recall
 from optim import NAMES, optimizers
 
@@ -261,7 +261,7 @@ if checkpoint:
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
 drawn_from = batch_rng.get_state()                      # of the rows that are being read
 reader = Learner(raw_model) if config.chunks else raw_model                 # on the token clock, or as it is
-model = torch.compile(reader) if use_compile else reader
+model = compiled(reader) if use_compile else reader
 if ddp:
     model = DistributedDataParallel(model, device_ids=[device] if on_gpu else None,
                                     find_unused_parameters=bool(config.chunks))     # a step size that was cut off

@@ -7,7 +7,7 @@ from conftest import assert_near, difference
 
 from kernels import delta_rule, hidden, mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
 from memory import DEEP, unit
-from model import Config, Hope
+from model import Config, Hope, compiled
 
 
 def test_mlp_memory_grad():
@@ -273,7 +273,7 @@ def test_compiled_equals_eager(dtype, tolerance):
     torch._dynamo.reset()
     layer, x = deep_layer()
     layer, x = layer.to(dtype), x.to(dtype).requires_grad_()
-    results = [output_and_gradients(f, layer, x) for f in (layer, torch.compile(layer))]
+    results = [output_and_gradients(f, layer, x) for f in (layer, compiled(layer))]
     for i, (want, got) in enumerate(zip(*results)):
         assert_near(i, got, want, tolerance)
 
@@ -285,10 +285,10 @@ def test_compiled_in_bfloat16_is_as_near_to_float32_as_eager():
     layer, x = deep_layer()
     layer, x = layer.float(), x.float().requires_grad_()
     want, *results = (output_and_gradients(f, layer, x, autocast)
-                      for f, autocast in ((layer, False), (layer, True), (torch.compile(layer), True)))
-    (_, *eager), (output, *compiled) = ([*map(difference, result, want)] for result in results)
+                      for f, autocast in ((layer, False), (layer, True), (compiled(layer), True)))
+    (_, *eager), (output, *fast) = ([*map(difference, result, want)] for result in results)
     assert output < 2e-2, f'the output is {output:.1e} away from float32'
-    assert max(compiled) < 1.5 * max(eager), f'gradients are {max(compiled):.1e} away, eager ones {max(eager):.1e}'
+    assert max(fast) < 1.5 * max(eager), f'gradients are {max(fast):.1e} away, eager ones {max(eager):.1e}'
 
 
 def test_a_state_does_not_grow():
