@@ -162,12 +162,12 @@ def train(bench, knobs, device, dtype, ceiling):
             with Peak(device) as peak:
                 timed(lambda: step(model), device)
             seconds = statistics.median(times[mixer])
-            speed, compiled = x.numel() / seconds, mixer in bench.compile.split(',')
+            speed, was_compiled = x.numel() / seconds, mixer in bench.compile.split(',')
             flops = speed * model.flops_per_token(T)
-            rows.append({'T': T, 'mixer': mixer, 'compiled': compiled, 'first': first[mixer], 'seconds': seconds,
+            rows.append({'T': T, 'mixer': mixer, 'compiled': was_compiled, 'first': first[mixer], 'seconds': seconds,
                          'tokens_per_second': speed, 'ratio': seconds / base, 'flops': flops, 'peak_mib': peak.mib})
             mfu = share(flops, ceiling, 'flops')
-            print(f"{T:>7,}  {mixer:<16}{'yes' if compiled else 'no':>9}{first[mixer]:>9.1f}{1e3 * seconds:>9.0f}"
+            print(f"{T:>7,}  {mixer:<16}{'yes' if was_compiled else 'no':>9}{first[mixer]:>9.1f}{1e3 * seconds:>9.0f}"
                   f"{speed:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}{mfu:>9}{peak.mib:>8.0f}", flush=True)
         del runs
     return rows
