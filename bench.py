@@ -136,6 +136,7 @@ def ceilings(bench, knobs, device, dtype, ceiling):
 def train(bench, knobs, device, dtype, ceiling):
     """A training step of every mixer at every length, forward and backward."""
     rows, parameters, autocast = [], equal_model('hope', knobs).num_params(), in_bf16(device, dtype)
+    to_compile = bench.compile.split(',')
     print(f"\ntraining, forward and backward, {parameters:,} parameters each; x is the time of the first one's step")
     print('      T  mixer            compiled  first s       ms     tok/s      x  GFLOP/s    share     MiB')
     for T in numbers('lengths', bench.lengths):
@@ -144,7 +145,7 @@ def train(bench, knobs, device, dtype, ceiling):
         for mixer in bench.mixers.split(','):
             torch.manual_seed(0)
             model = equal_model(mixer, knobs | {'block_size': T}, parameters).to(device)
-            runs[mixer] = compiled(model) if mixer in bench.compile.split(',') else model
+            runs[mixer] = compiled(model) if mixer in to_compile else model
         x = torch.randint(model.config.vocab_size, (max(1, bench.tokens // T), T), device=device)
 
         def step(model):
@@ -162,13 +163,15 @@ def train(bench, knobs, device, dtype, ceiling):
             with Peak(device) as peak:
                 timed(lambda: step(model), device)
             seconds = statistics.median(times[mixer])
-            speed, was_compiled = x.numel() / seconds, mixer in bench.compile.split(',')
+            speed = x.numel() / seconds
             flops = speed * model.flops_per_token(T)
-            rows.append({'T': T, 'mixer': mixer, 'compiled': was_compiled, 'first': first[mixer], 'seconds': seconds,
-                         'tokens_per_second': speed, 'ratio': seconds / base, 'flops': flops, 'peak_mib': peak.mib})
+            rows.append({'T': T, 'mixer': mixer, 'compiled': mixer in to_compile, 'first': first[mixer],
+                         'seconds': seconds, 'tokens_per_second': speed, 'ratio': seconds / base, 'flops': flops,
+                         'peak_mib': peak.mib})
             mfu = share(flops, ceiling, 'flops')
-            print(f"{T:>7,}  {mixer:<16}{'yes' if was_compiled else 'no':>9}{first[mixer]:>9.1f}{1e3 * seconds:>9.0f}"
-                  f"{speed:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}{mfu:>9}{peak.mib:>8.0f}", flush=True)
+            print(f"{T:>7,}  {mixer:<16}{'yes' if mixer in to_compile else 'no':>9}{first[mixer]:>9.1f}"
+                  f"{1e3 * seconds:>9.0f}{speed:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}{mfu:>9}"
+                  f"{peak.mib:>8.0f}", flush=True)
         del runs
     return rows
 
