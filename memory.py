@@ -94,6 +94,24 @@ def remember(rule, q, k, v, alpha, beta, state, chunk_size):
     return torch.cat(y, dim=2), {'S': S, 'S_xi': S_xi, 'place': place}
 
 
+def write_rate(x, floor, rate=0):
+    """
+    sigmoid(x + rate), a share of the full step, in [0, 1). With a floor, tokens at which sigmoid(x) is below it write
+    nothing at all, at any rate, and what is above is stretched.
+    paper: gates in (0, 1)    here: [0, 1)    because whatever is written erases, and a sigmoid never closes: over a
+    haystack of 32,768 tokens a hundredth of a step per token is enough to erase a needle
+    """
+    if not floor:
+        return torch.sigmoid(x + rate)
+    shut = torch.sigmoid(math.log(floor / (1 - floor)) + torch.as_tensor(rate))
+    return ((torch.sigmoid(x + rate) - shut) / (1 - shut)).clamp(min=0)
+
+
+def retain(x, floor):
+    """Retention sigmoid(x). With a floor for the gates, what forgets less than a hundredth of it keeps everything."""
+    return (torch.sigmoid(x) / (1 - floor / 100)).clamp(max=1)
+
+
 class Recurrent(nn.Module):
     """
     The layer around `remember`: projections, a short convolution, gates, and a gated norm on what is read.
@@ -102,7 +120,7 @@ class Recurrent(nn.Module):
     def __init__(self, config):
         super().__init__()
         D, H = config.n_embd, config.n_head
-        self.rule, self.n_head, self.chunk_size = config.mixer, H, config.chunk_size
+        self.rule, self.n_head, self.chunk_size, self.gate_floor = config.mixer, H, config.chunk_size, config.gate_floor
         self.qkv = nn.Linear(D, 3 * D, bias=False)
         self.conv = nn.Parameter(torch.empty(config.conv_width, 3 * D))
         self.gate = nn.Linear(D, D, bias=False)                     # the output gate
@@ -145,9 +163,9 @@ class Recurrent(nn.Module):
         # gates: (B, T, D) -> (B, T, H) -> (B, H, T), in float32 because a retention of 0.999 is 1 in bfloat16
         alpha = beta = None
         if self.alpha is not None:
-            alpha = torch.sigmoid(at_least_float32(self.alpha(x))).mT
+            alpha = retain(at_least_float32(self.alpha(x)), self.gate_floor).mT
         if self.beta is not None:
-            beta = torch.sigmoid(at_least_float32(self.beta(x))).mT
+            beta = write_rate(at_least_float32(self.beta(x)), self.gate_floor).mT
         if self.decay is not None:
             alpha = self.decay[:, None].expand(B, H, T)
 
@@ -288,7 +306,7 @@ def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
         x = unit(x + hidden(x @ W2.mT) @ xi['W1'].mT)               # (.., C, d) x (.., d, m), (.., C, m) x (.., m, d)
         streams |= zip(made, x.unbind(2))
     k, v, q = (streams[name] for name in 'kvq')
-    alpha = torch.sigmoid(alpha) if o.forget else None
+    alpha = retain(alpha, o.gate_floor) if o.forget else None
     mu = None if mu is None else torch.sigmoid(mu)
 
     # compare: what each layer should answer to its input, and does. Output layers erase by DGD and by the objective
@@ -300,8 +318,9 @@ def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
     most = 2.0 if o.negative_eigenvalues else 1.0
     hidden_most = most * (2 / o.projection_chunk if not erase_W2 and o.objective != 'dot' else 1)
     out_most = most * (2 / o.projection_chunk if not erase and o.objective == 'l2' else 1)
-    c_W2 = hidden_most * torch.sigmoid(beta + rate[:, 0, None])                     # (B, H, C)
-    c_U = out_most * torch.sigmoid(beta + rate[:, 1, None]) / x.square().sum(-1).clamp(min=1)       # x holds a unit key
+    c_W2 = hidden_most * write_rate(beta, o.gate_floor, rate[:, 0, None])           # (B, H, C)
+    c_U = out_most * write_rate(beta, o.gate_floor, rate[:, 1, None])
+    c_U = c_U / x.square().sum(-1).clamp(min=1)                                     # x holds a unit key
 
     # write, and read: first the hidden layer, then the output layer
     if o.memory_read == 'start':
@@ -314,7 +333,7 @@ def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
         y, new_U = write(o, state, 'U', x_q, x, e_U, alpha, erase, c_U, mu)
         y, new = y + x_q[..., d:] @ start['U'][..., d:].mT, new | new_U             # (.., C, m) x (.., m, d)
     if made:
-        c_W1 = out_most * torch.sigmoid(beta[:, :, None] + rate[:, 2:, None])       # (B, H, M, C)
+        c_W1 = out_most * write_rate(beta[:, :, None], o.gate_floor, rate[:, 2:, None])         # (B, H, M, C)
         c_W1 = c_W1 / h.square().sum(-1).clamp(min=1e-6)
         new |= write(o, state, 'W1', None, h, e_W1, alpha, erase, c_W1, mu)[1]
     return y, new

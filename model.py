@@ -41,6 +41,7 @@ class Config:
     mixer: str = 'hope'                 # hope | titans | ttt_mlp | ttt | gated_deltanet | deltanet | gla | ... (README)
     chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
+    gate_floor: float = 0.0             # a write gate below it is closed, forgetting below a hundredth of it is none
     tie_head: bool = False              # use the embedding as the output head as well
     # hope: what the memories with a hidden layer do
     memory_hidden: int = 0              # hidden units of a memory (0 = half of a head's width)
@@ -70,6 +71,7 @@ class Config:
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         for name in ('n_hidden', 'memory_hidden'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
+        check(0 <= self.gate_floor < 0.5, f'--gate_floor must be at least 0 and below 0.5, not {self.gate_floor}')
         check(self.mixer in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, not '{self.mixer}'")
         check(self.n_embd % (2 * self.n_head) == 0,
               f'--n_embd must be a multiple of 2 x n_head = {2 * self.n_head}, not {self.n_embd}')

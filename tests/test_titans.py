@@ -72,12 +72,16 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
         kt = unit(ask(anchor, 'k', kt)) if 'k' in names else kt
         vt = unit(ask(anchor, 'v', vt)) if 'v' in names else vt
         qt = unit(ask(anchor, 'q', qt)) if 'q' in names else qt
-        a = torch.sigmoid(at) if o.forget else torch.ones((), dtype=q.dtype)
+        closed, f = torch.sigmoid(bt) <= o.gate_floor, o.gate_floor
+        a = torch.sigmoid(at) / (1 - f / 100) if o.forget else torch.ones((), dtype=q.dtype)
+        a = torch.where(a > 1, torch.ones_like(a), a)
         before = dict(now)
 
         # write: start + a (W - start), then a step along -gradient, then DGD's erase
         def put(name, gradient, x, centre, times):
-            step = torch.sigmoid(bt + rate[name]) / x.square().sum() * (2 if o.negative_eigenvalues else 1)
+            shut = torch.sigmoid(torch.tensor(f, dtype=q.dtype).logit() + rate[name])
+            step = torch.zeros_like(bt) if closed else (torch.sigmoid(bt + rate[name]) - shut) / (1 - shut)
+            step = step / x.square().sum() * (2 if o.negative_eigenvalues else 1)
             frozen = o.objective != 'dot' if name[:2] in ('W2', 'ga') else o.objective == 'l2'
             step = step * (2 / o.projection_chunk if frozen and not times else 1)
             kept = start[name] + a * (before[name] - start[name])
@@ -127,7 +131,7 @@ SWITCHES = [{}, *({'adaptive': letters} for letters in ('kvqg', 'k', 'v', 'g', '
             {'dgd': False}, {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'objective': 'l2_now'},
             {'objective': 'l2_now', 'dgd': False}, {'memory_momentum': True}, {'forget': False},
             {'memory_read': 'start'}, {'memory_read': 'before'}, {'negative_eigenvalues': True},
-            {'projection_chunk': 8}, {'memory_chunk': 1}]
+            {'projection_chunk': 8}, {'memory_chunk': 1}, {'gate_floor': 0.45}]
 
 
 @pytest.mark.parametrize('switch', SWITCHES, ids=str)
