@@ -129,6 +129,22 @@ def test_causality(mixer, chunk_size):
     assert (y[:, 23] != y2[:, 23]).any()
 
 
+@pytest.mark.parametrize('mixer', ['gated_deltanet', 'ttt_mlp', 'hope'])
+@pytest.mark.parametrize('floor', [0, 0.1])
+def test_closed_gates_hold_what_was_written(mixer, floor):
+    """To the last bit, over 200 tokens whose gates are below the floor; without one it fades."""
+    layer, x = layer_and_input(mixer, T=220, gate_floor=floor)
+    _, written = layer(x[:, :20])
+    with torch.no_grad():
+        for gate, bias in ((layer.alpha, 10), (layer.beta, -5)):
+            if gate is not None:
+                gate.weight.zero_()
+                gate.bias.fill_(bias)
+    _, held = layer(x[:, 20:], written)
+    same = [torch.equal(held[name], W) for name, W in written.items() if name in ('S', 'W2', 'U', 'W1')]
+    assert same == len(same) * [floor > 0]
+
+
 @pytest.mark.parametrize('mixer', [*RECURRENT, *DEEP])
 def test_gradient_over_200_tokens(mixer):
     """From the loss at token 230 to the input at token 30, at the default start and through a whole model."""
