@@ -61,6 +61,7 @@ class Eval:
     cms_chunks: str = ''                # tokens between two moves of each level ('' = as trained, or 128,512,...)
     cms_inner: str = ''                 # gd | dgd ('' = as trained)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
+    gate_floor: float = -1.0            # the model's write gates below it are closed (below 0 = as trained)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
     def __post_init__(self):
@@ -74,6 +75,7 @@ class Eval:
         check(self.oracle + self.guess + self.learn <= 1, 'give one of --oracle, --guess and --learn')
         check(self.learn or not self.cms_chunks + self.cms_inner and self.cms_step < 0,
               'the --cms options are for --learn')
+        check(self.gate_floor < 0.5, f'--gate_floor must be below 0.5, not {self.gate_floor}')
         check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
 
 
@@ -88,6 +90,8 @@ device, model, trained, tokenizer, block_size = pick_device(args.device), None, 
 if not args.oracle and not args.guess:
     checkpoint = load_checkpoint(os.path.join(args.out_dir, 'ckpt.pt'))
     trained, tokenizer = checkpoint['run'], checkpoint['run']['tokenizer']
+    if args.gate_floor >= 0:
+        checkpoint['config']['gate_floor'] = args.gate_floor
     if args.learn:
         model = load_learner(checkpoint, device, args.cms_chunks, args.cms_inner, args.cms_step).eval()
     else:

@@ -103,7 +103,7 @@ def write_rate(x, floor, rate=0):
     """
     if not floor:
         return torch.sigmoid(x + rate)
-    shut = torch.sigmoid(math.log(floor / (1 - floor)) + torch.as_tensor(rate))
+    shut = torch.sigmoid(x.new_full((), math.log(floor / (1 - floor))) + rate)
     return ((torch.sigmoid(x + rate) - shut) / (1 - shut)).clamp(min=0)
 
 
@@ -318,9 +318,9 @@ def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
     most = 2.0 if o.negative_eigenvalues else 1.0
     hidden_most = most * (2 / o.projection_chunk if not erase_W2 and o.objective != 'dot' else 1)
     out_most = most * (2 / o.projection_chunk if not erase and o.objective == 'l2' else 1)
+    beta, rate = beta + rate[:, 1, None], rate - rate[:, 1:2]       # a floor closes all that a head writes together
     c_W2 = hidden_most * write_rate(beta, o.gate_floor, rate[:, 0, None])           # (B, H, C)
-    c_U = out_most * write_rate(beta, o.gate_floor, rate[:, 1, None])
-    c_U = c_U / x.square().sum(-1).clamp(min=1)                                     # x holds a unit key
+    c_U = out_most * write_rate(beta, o.gate_floor) / x.square().sum(-1).clamp(min=1)               # x holds a unit key
 
     # write, and read: first the hidden layer, then the output layer
     if o.memory_read == 'start':

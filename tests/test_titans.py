@@ -72,14 +72,14 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
         kt = unit(ask(anchor, 'k', kt)) if 'k' in names else kt
         vt = unit(ask(anchor, 'v', vt)) if 'v' in names else vt
         qt = unit(ask(anchor, 'q', qt)) if 'q' in names else qt
-        closed, f = torch.sigmoid(bt) <= o.gate_floor, o.gate_floor
+        closed, f = torch.sigmoid(bt + rate['U']) <= o.gate_floor, o.gate_floor
         a = torch.sigmoid(at) / (1 - f / 100) if o.forget else torch.ones((), dtype=q.dtype)
         a = torch.where(a > 1, torch.ones_like(a), a)
         before = dict(now)
 
         # write: start + a (W - start), then a step along -gradient, then DGD's erase
         def put(name, gradient, x, centre, times):
-            shut = torch.sigmoid(torch.tensor(f, dtype=q.dtype).logit() + rate[name])
+            shut = torch.sigmoid(torch.tensor(f, dtype=q.dtype).logit() + rate[name] - rate['U'])
             step = torch.zeros_like(bt) if closed else (torch.sigmoid(bt + rate[name]) - shut) / (1 - shut)
             step = step / x.square().sum() * (2 if o.negative_eigenvalues else 1)
             frozen = o.objective != 'dot' if name[:2] in ('W2', 'ga') else o.objective == 'l2'
