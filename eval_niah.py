@@ -4,6 +4,7 @@ Test a model's recall: needles in haystacks of any length (niah.py), answered by
     python train.py --data=niah --out_dir=out-niah          a model that has learned to look for needles
     python eval_niah.py --out_dir=out-niah                  the six tasks at 1, 4 and 16 times its training length
     python eval_niah.py --out_dir=out-niah --tasks=s1 --lengths=1024,65536 --n=110
+    python eval_niah.py --out_dir=out-niah --gate_floor=0.2         what its gates nearly close is closed (memory.py)
     python eval_niah.py --out_dir=out-niah --learn          its MLPs learn from the haystack as it is read (cms.py)
     python eval_niah.py --oracle                            a program that can copy: 100 %, or this file is wrong
     python eval_niah.py --guess                             random values of the right form: what chance is

@@ -211,6 +211,9 @@ def test_evaluation(trained, tmp_path):
     assert all(len(cell['by_depth']) == 3 and len(cell['answers']) == 3 for cell in result['cells'])
     shell('eval_niah.py', f'--out_dir={out_dir}', '--lengths=300', '--n=2', '--depths=2', '--tasks=s1', '--learn',
           f'--json={tmp_path}/learn.json')
+    floor = inside('eval_niah.py', f'--out_dir={out_dir}', '--lengths=300', '--n=2', '--depths=2', '--tasks=s1',
+                   '--gate_floor=0.2', f'--json={tmp_path}/floor.json')
+    assert floor['model'].config.gate_floor == 0.2
 
 
 def test_oracle_and_guess(capsys, monkeypatch):
@@ -238,6 +241,7 @@ def test_an_interval():
     (['--oracle', '--lengths=512,512'], 2, 'different whole numbers above 0'),
     (['--oracle', '--n=3'], 2, '--n=3 must be a multiple of --depths=11'),
     (['--oracle', '--learn'], 2, 'give one of'),
+    (['--oracle', '--gate_floor=0.5'], 2, '--gate_floor must be below 0.5'),
     (['--oracle', '--haystack=nowhere'], 1, "no such file, folder or corpus: 'nowhere'"),
     (['--out_dir=nowhere'], 1, 'there is no checkpoint nowhere'),
 ])
