@@ -96,10 +96,10 @@ def remember(rule, q, k, v, alpha, beta, state, chunk_size):
 
 def write_rate(x, floor, rate=0):
     """
-    sigmoid(x + rate), a share of the full step, in [0, 1). With a floor, tokens at which sigmoid(x) is below it write
-    nothing at all, at any rate, and what is above is stretched.
-    paper: gates in (0, 1)    here: [0, 1)    because whatever is written erases, and a sigmoid never closes: over a
-    haystack of 32,768 tokens a hundredth of a step per token is enough to erase a needle
+    sigmoid(x + rate), a share of the full step. With a floor, tokens at which sigmoid(x) is below it write nothing at
+    all, at any rate, and what is above is stretched. Meant for a trained model: gates that learn with it settle above.
+    paper: gates in (0, 1)    here: 0 below a floor    because whatever is written erases, a sigmoid never closes, and
+    over a haystack of 32,768 tokens a hundredth of a step per token is enough to erase a needle
     """
     if not floor:
         return torch.sigmoid(x + rate)
