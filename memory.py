@@ -109,7 +109,8 @@ def write_rate(x, floor, rate=0):
 
 def retain(x, floor):
     """Retention sigmoid(x). With a floor for the gates, what forgets less than a hundredth of it keeps everything."""
-    return (torch.sigmoid(x) / (1 - floor / 100)).clamp(max=1)
+    kept = torch.sigmoid(x)
+    return (kept / (1 - floor / 100)).clamp(max=1) if floor else kept
 
 
 class Recurrent(nn.Module):
