@@ -38,19 +38,18 @@ Glossary (paper: "Associative Memory", "Self-Referential Titans", "Fast and Para
     xi              *_xi                            the state at the chunk's start, *_0 the learned one before any token
     B batch, H heads, T time, C chunk, D model width, Dk = d key width, Dv value width, M generating memories, m hidden
 """
+import functools
 import math
 
 import torch
-import torch._functorch.config as functorch_config
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from attention import Attention
 from kernels import at_least_float32, causal_conv, delta_rule, hidden, mlp_memory, mlp_memory_grad
 
 RECURRENT = ('linear', 'retnet', 'gla', 'deltanet', 'gated_deltanet', 'ttt')
-# what a compiled chunk of a deep memory keeps for its backward, as a share of all it could; the rest is computed again
-RECOMPUTE = 0.2
 TTT_CHUNK = 16      # tokens that share one gradient step's starting point in ttt, as in its paper
 
 
@@ -113,6 +112,15 @@ def retain(x, floor):
     return (kept / (1 - floor / 100)).clamp(max=1) if floor else kept
 
 
+def qkv_streams(qkv, conv, tail, H):
+    """qkv (B, T, 3 D), the convolution and its tail -> q, k (of norm 1), v (B, H, T, Dk), and the new tail."""
+    B, T, _ = qkv.shape
+    parts = zip(*(x.chunk(3, dim=-1) for x in (qkv, conv, tail)))                   # three of (B, T, D) and their own
+    parts, tails = zip(*(causal_conv(*part) for part in parts))
+    q, k, v = (at_least_float32(F.silu(x)).view(B, T, H, -1).transpose(1, 2) for x in parts)    # three of (B, H, T, Dk)
+    return unit(q), unit(k), v, torch.cat(tails, dim=-1)                # float32: a norm of 1 is not 1 in bfloat16
+
+
 class Recurrent(nn.Module):
     """
     The layer around `remember`: projections, a short convolution, gates, and a gated norm on what is read.
@@ -142,14 +150,6 @@ class Recurrent(nn.Module):
         state = {'S': S, 'conv': torch.zeros(batch_size, len(self.conv) - 1, 3 * D, device=device)}
         return state | ({'S_xi': S, 'place': 0} if self.rule == 'ttt' else {})
 
-    def streams(self, x, tail):
-        """x (B, T, D) and the convolution's tail -> q, k (of norm 1), v (B, H, T, Dk), and the new tail."""
-        B, T, D = x.shape
-        qkv, tail = causal_conv(self.qkv(x), self.conv, tail)                       # (B, T, D) -> (B, T, 3 D)
-        qkv = at_least_float32(F.silu(qkv))                                         # a norm of 1 is not 1 in bfloat16
-        q, k, v = qkv.view(B, T, 3, self.n_head, -1).permute(2, 0, 3, 1, 4).unbind()        # three of (B, H, T, Dk)
-        return unit(q), unit(k), v, tail
-
     def emit(self, y, x):
         """What was read (B, H, T, Dv), normed, gated by the layer's input x (B, T, D) and projected -> (B, T, D)."""
         y = self.norm(at_least_float32(y)).transpose(1, 2).reshape(x.shape)         # (B, H, T, Dv) -> (B, T, D)
@@ -159,7 +159,7 @@ class Recurrent(nn.Module):
         B, T, D = x.shape
         H = self.n_head
         state = state or self.init_state(B, x.device)
-        q, k, v, tail = self.streams(x, state['conv'])
+        q, k, v, tail = qkv_streams(self.qkv(x), self.conv, state['conv'], H)           # (B, T, D) -> (B, T, 3 D)
 
         # gates: (B, T, D) -> (B, T, H) -> (B, H, T), in float32 because a retention of 0.999 is 1 in bfloat16
         alpha = beta = None
@@ -235,33 +235,31 @@ class SelfModifyingTitans(Recurrent):
         state = {name: torch.zeros(batch_size, *x.shape, **options) for name, x in self.starts().items()}
         anchor = {f'{name}_xi': x for name, x in state.items()}
         speed = {f'{name}_p': x for name, x in state.items()} if self.config.memory_momentum else {}
-        tail = torch.zeros(batch_size, len(self.conv) - 1, self.qkv.out_features, device=device)
+        tail = torch.zeros(batch_size, len(self.conv) - 1, self.qkv.out_features, **options)
         return state | anchor | speed | {'place': 0, 'conv': tail}
 
     def forward(self, x, state=None):
-        q, k, v, tail = self.streams(x, state and state['conv'])
-        gates = [None if gate is None else at_least_float32(gate(x)).mT for gate in (self.alpha, self.beta, self.mu)]
+        gates = [None if gate is None else at_least_float32(gate(x)) for gate in (self.alpha, self.beta, self.mu)]
+        inputs = [self.qkv(x), *gates]                                              # (B, T, 3 D), gates (B, T, H)
         with torch.autocast(x.device.type, enabled=False):
-            y, state = self.chunks([q, k, unit(v), *gates], state)                  # gates (B, T, H) -> (B, H, T)
-        return self.emit(y, x), state | {'conv': tail}
+            y, state = self.chunks(inputs, state)
+        return self.emit(y, x), state
 
     @torch.compiler.disable(recursive=False)
     def chunks(self, inputs, state):
-        """Chunk after chunk. Under torch.compile only deep_chunk is compiled: once per shape, not once per chunk."""
-        B, _, T, _ = inputs[0].shape
+        """Chunk after chunk. Under torch.compile only lean_chunk is compiled: once per shape, not once per chunk."""
+        B, T, _ = inputs[0].shape
         state = dict(state or self.init_state(B, inputs[0].device))
         C, m, y = self.config.memory_chunk, self.W1_0.shape[3], []
-        place, _ = state.pop('place'), state.pop('conv')
-        start = self.starts()
+        place, start = state.pop('place'), self.starts()
         n = min(C - place % C, T)                                   # up to the chunk's end, then whole chunks, the rest
         sizes = [n] + (T - n) // C * [C] + [(T - n) % C] * ((T - n) % C > 0)
-        # split, because the backward of every slice x[:, :, t:t + n] would fill a gradient of x's size with zeros
-        for part in zip(*([None] * len(sizes) if x is None else x.split(sizes, dim=2) for x in inputs)):
-            with functorch_config.patch(activation_memory_budget=RECOMPUTE):
-                y_part, new = deep_chunk(self.config, start, self.rate, self.blend, *part, state)
+        # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros
+        for part in zip(*([None] * len(sizes) if x is None else x.split(sizes, dim=1) for x in inputs)):
+            y_part, new = lean_chunk(self.config, start, self.conv, self.rate, self.blend, *part, state)
             y.append(y_part)
             state = state | new
-            place = (place + part[0].shape[2]) % self.config.projection_chunk
+            place = (place + part[0].shape[1]) % self.config.projection_chunk
             if place == 0:                                          # every memory starts a chunk
                 state |= {f'{name}_xi': state[name] for name in start}
             elif place % C == 0:                                    # the one that is read does
@@ -270,29 +268,50 @@ class SelfModifyingTitans(Recurrent):
         return torch.cat(y, dim=2), state | {'place': place}
 
     def flops(self, T):
-        """Forward FLOPs per token beyond the weights, C / 2 keys seen within a chunk; momentum is not counted."""
-        (H, M, d, m), C = self.W1_0.shape, min(T, self.config.memory_chunk, self.chunk_size) / 2
+        """Forward FLOPs per token beyond the weights, half a piece's keys seen on average; momentum is not counted."""
+        H, M, d, m = self.W1_0.shape
         M, R = M - 1, self.starts()['W2'].shape[1]
+        C_W2, C_U, C_W1 = (min(T, self.config.memory_chunk, self.chunk_size, width) / 2 for width in (d, d + m, m))
         generate = 2 * M * d * m
         compare = 3 * d * R + 2 * d * d + 4 * (1 + M) * d * m       # at the value, at the key, and from the start
-        write_W2 = 2 * d * R + 2 * d * m + C * (2 * d + R + m)      # products with the state, and within the chunk
-        write_U = 3 * d * (d + m) + d * m + C * (4 * d + 2 * m)
-        write_W1 = M * (2 * d * m + C * (d + m))
+        write_W2 = 2 * d * R + 2 * d * m + C_W2 * (2 * d + R + m)   # products with the state, and within the chunk
+        write_U = 3 * d * (d + m) + d * m + C_U * (4 * d + 2 * m)
+        write_W1 = M * (2 * d * m + C_W1 * (d + m))
         return 2 * H * (generate + compare + write_W2 + write_U + write_W1)
 
 
-def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
+def lean_chunk(*inputs):
+    """
+    deep_chunk, which compiled keeps of a chunk only what goes in and its inverses: slow to make, and small. The
+    backward computes the rest again, in about the time in which it could have been read back.
+    """
+    if not torch.compiler.is_compiling():
+        return deep_chunk(*inputs)
+    policies = functools.partial(create_selective_checkpoint_contexts, keep_inverses)
+    return checkpoint(deep_chunk, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=policies)
+
+
+def keep_inverses(context, op, *args, **kwargs):
+    """A policy for torch.utils.checkpoint: what of a chunk's forward is kept for its backward."""
+    is_inverse = op == torch.ops.aten.linalg_solve_triangular.default
+    return CheckpointPolicy.MUST_SAVE if is_inverse else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
     """
     One chunk, or a part of one, of SelfModifyingTitans: generate, compare, write, read.
 
     o                   the switches, a Config
     start               the learned starts, {'W2': (H, R, d), 'U': (H, d, d + m), 'W1': (H, M, d, m)}
-    rate, blend         (H, 2 + M), (H, 1 + M)
-    q, z, v             (B, H, C, d) the streams
-    alpha, beta, mu     (B, H, C) the gates before their sigmoid; alpha None forgets nothing, mu None is no momentum
-    state               the difference of every memory from its start, now and (_xi) at the chunk's start
-    returns y (B, H, C, d) and the differences after the last token
+    conv, rate, blend   (W, 3 D), (H, 2 + M), (H, 1 + M)
+    qkv                 (B, C, 3 D) what the streams are made of
+    alpha, beta, mu     (B, C, H) the gates before their sigmoid; alpha None forgets nothing, mu None is no momentum
+    state               the difference of every memory from its start, now and (_xi) at the chunk's start; conv the tail
+    returns y (B, H, C, d), and the differences and the tail after the last token
     """
+    q, z, v, tail = qkv_streams(qkv, conv, state['conv'], o.n_head)
+    v = unit(v)
+    alpha, beta, mu = (None if x is None else x.mT for x in (alpha, beta, mu))      # (B, C, H) -> (B, H, C)
     made, d, m = generated(o), q.shape[-1], start['U'].shape[-1] - q.shape[-1]
     xi = {name: W + state[f'{name}_xi'] for name, W in start.items()}               # the memories at the chunk's start
 
@@ -337,7 +356,7 @@ def deep_chunk(o, start, rate, blend, q, z, v, alpha, beta, mu, state):
         c_W1 = out_most * write_rate(beta[:, :, None], o.gate_floor, rate[:, 2:, None])         # (B, H, M, C)
         c_W1 = c_W1 / h.square().sum(-1).clamp(min=1e-6)
         new |= write(o, state, 'W1', None, h, e_W1, alpha, erase, c_W1, mu)[1]
-    return y, new
+    return y, new | {'conv': tail.to(state['conv'].dtype)}
 
 
 def generated(o):
@@ -403,8 +422,10 @@ def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):
     if before:                                      # the memory before token t is the one after token t - 1
         first = q[:, :, :1] @ S[:, :, :rows].mT                                     # (.., 1, Dk) x (.., Dk, rows)
         q = torch.cat([q[:, :, 1:], q[:, :, -1:]], dim=2)
-    # in pieces of chunk_size: masks and inverses of a whole memory_chunk cost more than the calls that they save
-    y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), o.chunk_size, mu, rows)
+    # in pieces of chunk_size: masks and inverses of a whole memory_chunk cost more than the calls that they save. Of no
+    # more tokens than the key is wide, or the inverse is larger than the memory
+    size = min(o.chunk_size, k.shape[-1])
+    y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), size, mu, rows)
     y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
     S, P = (S, None) if mu is None else S
     return y, {name: S.view(shape)} | ({} if mu is None else {f'{name}_p': P.view(shape)})

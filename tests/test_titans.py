@@ -6,7 +6,7 @@ import torch
 from conftest import assert_near, difference
 
 from kernels import delta_rule, hidden, mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
-from memory import DEEP, unit
+from memory import DEEP, qkv_streams, unit
 from model import Config, Hope, compiled
 
 
@@ -24,6 +24,12 @@ def test_mlp_memory_grad():
             assert_near(f'{objective} U', torch.outer(error[t], x[t]), dU, 1e-12)
 
 
+def unit_streams(layer, qkv):
+    """q, k, v (B, H, T, d) of norm 1 from qkv (B, T, 3 D)."""
+    q, k, v, _ = qkv_streams(qkv, layer.conv, layer.init_state(len(qkv))['conv'], layer.n_head)
+    return q, k, unit(v)
+
+
 def cell_ref(layer, x):
     """
     The whole cell for one sequence, x (T, D) -> y (T, D), as it is defined: a token at a time, the weights themselves
@@ -31,11 +37,11 @@ def cell_ref(layer, x):
     """
     o, H, C = layer.config, layer.n_head, layer.config.memory_chunk
     names = [name for name in 'kvq' if name in o.adaptive]
-    q, z, v, _ = layer.streams(x[None], x.new_zeros(1, len(layer.conv) - 1, 3 * x.shape[1]))
+    q, z, v = unit_streams(layer, layer.qkv(x)[None])
     alpha, beta = layer.alpha(x) if o.forget else layer.beta(x), layer.beta(x)              # (T, H)
     out = []
     for i in range(H):
-        out.append(head_ref(layer, i, o, names, C, q[0, i], z[0, i], unit(v[0, i]), alpha[:, i], beta[:, i],
+        out.append(head_ref(layer, i, o, names, C, q[0, i], z[0, i], v[0, i], alpha[:, i], beta[:, i],
                             None if layer.mu is None else torch.sigmoid(layer.mu(x)[:, i])))
     return layer.emit(torch.stack(out)[None], x[None])[0]
 
@@ -152,10 +158,11 @@ def test_formula_of_its_paper(mixer):
     """
     layer, _ = deep_layer(mixer)
     g = torch.Generator().manual_seed(2)
-    q, k, v = (unit(torch.randn(1, 2, 11, 6, generator=g, dtype=torch.float64)) for _ in range(3))
-    gates = torch.randn(3, 1, 2, 11, generator=g, dtype=torch.float64)
-    inputs = [q, k, v, gates[0] if mixer == 'titans' else None, gates[1], gates[2] if mixer == 'titans' else None]
+    qkv, gates = (torch.randn(*size, generator=g, dtype=torch.float64) for size in ((1, 11, 36), (3, 1, 11, 2)))
+    inputs = [qkv, gates[0] if mixer == 'titans' else None, gates[1], gates[2] if mixer == 'titans' else None]
     y, _ = layer.chunks(inputs, layer.init_state(1))
+    q, k, v = unit_streams(layer, qkv)
+    gates = gates.mT
     for head in range(2):
         alpha, beta, mu = torch.sigmoid(gates[:, 0, head]) if mixer == 'titans' else (
             torch.ones(11), torch.sigmoid(gates[1, 0, head]), torch.zeros(11))
@@ -206,12 +213,10 @@ def test_it_contains_gated_deltanet():
     layer, _ = deep_layer(adaptive='', self_values=False, memory_hidden=1)
     with torch.no_grad():
         layer.W2_0.zero_(), layer.W1_0.zero_(), layer.rate.zero_()
-    q, k, v = (unit(torch.randn(2, 2, 23, 6, dtype=torch.float64)) for _ in range(3))
-    alpha, beta = torch.randn(2, 2, 2, 23, dtype=torch.float64)
-    state = layer.init_state(2)
-    y, _ = layer.chunks([q, k, v, alpha, beta, None], state)
-    a, b = torch.sigmoid(alpha), torch.sigmoid(beta)
-    assert_near('y', y, delta_rule(q, k, v, a, a * b, b)[0], 1e-10)
+    qkv, gates = torch.randn(2, 23, 36, dtype=torch.float64), torch.randn(2, 2, 23, 2, dtype=torch.float64)
+    y, _ = layer.chunks([qkv, *gates, None], layer.init_state(2))
+    a, b = torch.sigmoid(gates).mT
+    assert_near('y', y, delta_rule(*unit_streams(layer, qkv), a, a * b, b)[0], 1e-10)
 
 
 @pytest.mark.parametrize('mixer', list(DEEP))
@@ -245,10 +250,12 @@ def test_bfloat16_autocast_keeps_the_memory_in_float32():
 def test_a_repeated_pair_is_stored_once(momentum):
     """Erasing makes the value itself the fixed point, with momentum too; the hidden layer does not grow."""
     layer, _ = deep_layer(adaptive='', self_values=False, memory_momentum=momentum, memory_chunk=8)
-    k, v = (unit(torch.ones(1, 2, 400, 6, dtype=torch.float64) * torch.arange(1, 7) ** p) for p in (1, -1.0))
-    gate = torch.full((1, 2, 400), 2.0, dtype=torch.float64)
-    y, state = layer.chunks([k, k, v, 6 + gate, gate, gate if momentum else None], layer.init_state(1))
-    assert_near('y', y[:, :, -1], v[:, :, -1], 2e-2)
+    with torch.no_grad():
+        layer.conv.zero_()[-1] = 1                      # one pair, for both heads and at every token; q is k
+    k, v = (torch.arange(1, 7, dtype=torch.float64) ** p for p in (1, -1))
+    qkv, gate = torch.cat([k, k, k, k, v, v]).expand(1, 400, 36), torch.full((1, 400, 2), 2.0, dtype=torch.float64)
+    y, state = layer.chunks([qkv, 6 + gate, gate, gate if momentum else None], layer.init_state(1))
+    assert_near('y', y[:, :, -1], unit_streams(layer, qkv)[2][:, :, -1], 2e-2)
     assert state['W2'].norm() < 2 * layer.W2_0.norm()
 
 
@@ -256,8 +263,8 @@ def test_a_token_of_zeros_does_no_harm():
     layer, x = deep_layer()
     x[:, 5:8] = 0
     assert torch.isfinite(layer(x.float().double())[0]).all()
-    q = torch.zeros(1, 2, 9, 6, dtype=torch.float64)
-    y, state = layer.chunks([q, q, q, q[..., 0], q[..., 0], None], layer.init_state(1))
+    qkv, gate = torch.zeros(1, 9, 36, dtype=torch.float64), torch.zeros(1, 9, 2, dtype=torch.float64)
+    y, state = layer.chunks([qkv, gate, gate, None], layer.init_state(1))
     assert torch.isfinite(y).all() and all(torch.isfinite(x).all() for x in state.values() if torch.is_tensor(x))
 
 
