@@ -115,10 +115,10 @@ def retain(x, floor):
 def qkv_streams(qkv, conv, tail, H):
     """qkv (B, T, 3 D), the convolution and its tail -> q, k (of norm 1), v (B, H, T, Dk), and the new tail."""
     B, T, _ = qkv.shape
-    parts = zip(*(x.chunk(3, dim=-1) for x in (qkv, conv, tail)))                   # three of (B, T, D) and their own
-    parts, tails = zip(*(causal_conv(*part) for part in parts))
-    q, k, v = (at_least_float32(F.silu(x)).view(B, T, H, -1).transpose(1, 2) for x in parts)    # three of (B, H, T, Dk)
-    return unit(q), unit(k), v, torch.cat(tails, dim=-1)                # float32: a norm of 1 is not 1 in bfloat16
+    qkv, tail = causal_conv(qkv, conv, tail)                                        # (B, T, 3 D)
+    qkv = at_least_float32(F.silu(qkv))                                             # a norm of 1 is not 1 in bfloat16
+    q, k, v = (x.view(B, T, H, -1).transpose(1, 2) for x in qkv.chunk(3, dim=-1))   # three of (B, H, T, Dk)
+    return unit(q), unit(k), v, tail
 
 
 class Recurrent(nn.Module):
