@@ -38,13 +38,12 @@ Glossary (paper: "Associative Memory", "Self-Referential Titans", "Fast and Para
     xi              *_xi                            the state at the chunk's start, *_0 the learned one before any token
     B batch, H heads, T time, C chunk, D model width, Dk = d key width, Dv value width, M generating memories, m hidden
 """
-import functools
 import math
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint
 
 from attention import Attention
 from kernels import at_least_float32, causal_conv, delta_rule, hidden, mlp_memory, mlp_memory_grad
@@ -282,19 +281,12 @@ class SelfModifyingTitans(Recurrent):
 
 def lean_chunk(*inputs):
     """
-    deep_chunk, which compiled keeps of a chunk only what goes in and its inverses: slow to make, and small. The
-    backward computes the rest again, in about the time in which it could have been read back.
+    deep_chunk, which compiled keeps of a chunk only what goes in. The backward computes the rest again, in about the
+    time in which it could have been read back.
     """
     if not torch.compiler.is_compiling():
         return deep_chunk(*inputs)
-    policies = functools.partial(create_selective_checkpoint_contexts, keep_inverses)
-    return checkpoint(deep_chunk, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=policies)
-
-
-def keep_inverses(context, op, *args, **kwargs):
-    """A policy for torch.utils.checkpoint: what of a chunk's forward is kept for its backward."""
-    is_inverse = op == torch.ops.aten.linalg_solve_triangular.default
-    return CheckpointPolicy.MUST_SAVE if is_inverse else CheckpointPolicy.PREFER_RECOMPUTE
+    return checkpoint(deep_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
 
 
 def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):

@@ -314,12 +314,10 @@ def equal_model(mixer, knobs, parameters=None):
 def compiled(model):
     """
     torch.compile'd. On a CPU the code that calls the kernels is C++ as well: a chunk is many small calls, and made from
-    Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can, and
-    nothing that is computed again for a backward (memory.py) works in place.
+    Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can.
     """
     on_cpu = next(model.parameters()).device.type == 'cpu'
-    for name in ('torch._inductor.ir', 'torch._higher_order_ops.wrap'):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger('torch._inductor.ir').setLevel(logging.ERROR)
     return torch.compile(model, options={'cpp_wrapper': True} if on_cpu else None)
 
 
