@@ -329,7 +329,8 @@ def causal_conv(x, weight, state=None):
     x = torch.cat([tail, x], dim=1)                                             # (B, W - 1 + T, D)
     # W shifted products read as the formula does, and on a CPU they are faster than conv1d with one group per channel
     y = sum(w.to(x.dtype) * x[:, i:i + T] for i, w in enumerate(weight))        # (D,) x (B, T, D)
-    return y, torch.cat([x[:, T:T + 1], x[:, T + 1:]], dim=1)               # a copy: a view would keep all of x alive
+    # a copy, as a view would keep all of x alive; in two parts, as torch.compile drops a clone
+    return y, torch.cat([x[:, T:T + 1], x[:, T + 1:]], dim=1)
 
 
 # -----------------------------------------------------------------------------
