@@ -8,10 +8,10 @@ What each memory costs, beside a Transformer of as many parameters, and what the
                     --lengths=2048,16384 --tokens=65536         GPT-2's size, for a GPU
 
 Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
-in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's. Decoding:
-milliseconds per token and bytes of state after 1,000 tokens and more. Kernels: the recurrence as token loop, chunked,
-compiled. Shares are of the ceilings. --json=FILE keeps it, with machine, versions and commit. Any knob of the model is
---key=value.
+in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's; --threads=1,2
+takes turns with the cores, too. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more.
+Kernels: the recurrence as token loop, chunked, compiled. Shares are of the ceilings. --json=FILE keeps it, with
+machine, versions and commit. Any knob of the model is --key=value.
 
 Does NOT include: the optimizer's step (optim.py's is the same for all), several devices, other machines' numbers.
 """
@@ -46,7 +46,7 @@ class Bench:
     tokens: int = 4096                  # ... and of the whole step, at least one sequence
     repeats: int = 5                    # steps that are timed, of every model in turn
     contexts: str = '1000,10000,100000'     # tokens that were read before those whose decoding is timed
-    threads: int = 1                    # CPU threads
+    threads: str = '1'                  # CPU threads; of several counts, as in 1,2, training steps take turns
     quick: bool = False                 # one length, two models, nothing compiled, short contexts
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
@@ -58,7 +58,8 @@ class Bench:
         words('compile', self.compile, [*MIXERS, ''])
         numbers('lengths', self.lengths)
         numbers('contexts', self.contexts)
-        for name in ('tokens', 'repeats', 'threads'):
+        numbers('threads', self.threads)
+        for name in ('tokens', 'repeats'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(self.dtype in ('auto', 'float32', 'bfloat16'), f"--dtype must be float32 or bfloat16, not '{self.dtype}'")
 
@@ -138,41 +139,44 @@ def train(bench, knobs, device, dtype, ceiling):
     rows, parameters, autocast = [], equal_model('hope', knobs).num_params(), in_bf16(device, dtype)
     to_compile = bench.compile.split(',')
     print(f"\ntraining, forward and backward, {parameters:,} parameters each; x is the time of the first one's step")
-    print('      T  mixer            compiled  first s       ms     tok/s      x  GFLOP/s    share     MiB')
+    print('      T  mixer            compiled  threads  first s       ms     tok/s      x  GFLOP/s    share     MiB')
     for T in numbers('lengths', bench.lengths):
         torch._dynamo.reset()                   # or it compiles for any length from the second one on, and stops at 8
         runs = {}
         for mixer in bench.mixers.split(','):
             torch.manual_seed(0)
             model = equal_model(mixer, knobs | {'block_size': T}, parameters).to(device)
-            runs[mixer] = compiled(model) if mixer in to_compile else model
+            model = compiled(model) if mixer in to_compile else model
+            runs |= {(mixer, n): model for n in numbers('threads', bench.threads)}
         x = torch.randint(model.config.vocab_size, (max(1, bench.tokens // T), T), device=device)
 
-        def step(model):
+        def step(model, threads):
+            torch.set_num_threads(threads)      # what was compiled for another count is compiled again
             with autocast:
                 loss = model(x, x)[1]
             loss.backward()
             model.zero_grad(set_to_none=True)
-        first = {mixer: timed(lambda: step(model), device) for mixer, model in runs.items()}
-        times = {mixer: [] for mixer in runs}
+        first = {run: timed(lambda: step(model, run[1]), device) for run, model in runs.items()}
+        times = {run: [] for run in runs}
         for _ in range(bench.repeats):
-            for mixer, model in runs.items():
-                times[mixer].append(timed(lambda: step(model), device))
+            for run, model in runs.items():
+                times[run].append(timed(lambda: step(model, run[1]), device))
         base = statistics.median(times[next(iter(runs))])
-        for mixer, model in runs.items():
+        for (mixer, threads), model in runs.items():
             with Peak(device) as peak:
-                timed(lambda: step(model), device)
-            seconds = statistics.median(times[mixer])
+                timed(lambda: step(model, threads), device)
+            seconds = statistics.median(times[mixer, threads])
             speed = x.numel() / seconds
             flops = speed * model.flops_per_token(T)
-            rows.append({'T': T, 'mixer': mixer, 'compiled': mixer in to_compile, 'first': first[mixer],
-                         'seconds': seconds, 'tokens_per_second': speed, 'ratio': seconds / base, 'flops': flops,
-                         'peak_mib': peak.mib})
+            rows.append({'T': T, 'mixer': mixer, 'compiled': mixer in to_compile, 'threads': threads,
+                         'first': first[mixer, threads], 'seconds': seconds, 'tokens_per_second': speed,
+                         'ratio': seconds / base, 'flops': flops, 'peak_mib': peak.mib})
             mfu = share(flops, ceiling, 'flops')
-            print(f"{T:>7,}  {mixer:<16}{'yes' if mixer in to_compile else 'no':>9}{first[mixer]:>9.1f}"
-                  f"{1e3 * seconds:>9.0f}{speed:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}{mfu:>9}"
-                  f"{peak.mib:>8.0f}", flush=True)
+            print(f"{T:>7,}  {mixer:<16}{'yes' if mixer in to_compile else 'no':>9}{threads:>9}"
+                  f"{first[mixer, threads]:>9.1f}{1e3 * seconds:>9.0f}{speed:>10,.0f}{seconds / base:>7.2f}"
+                  f"{flops / 1e9:>9.1f}{mfu:>9}{peak.mib:>8.0f}", flush=True)
         del runs
+    torch.set_num_threads(numbers('threads', bench.threads)[0])
     return rows
 
 
@@ -241,7 +245,7 @@ def main():
     bench, = build([Bench], (QUICK if given.get('quick') else {}) | given)
     knobs = {name: x for name, x in given.items() if name in Config.__dataclass_fields__}
     device = pick_device(bench.device)
-    torch.set_num_threads(bench.threads)
+    torch.set_num_threads(numbers('threads', bench.threads)[0])
     torch.set_flush_denormal(True)
     if device == 'cuda':
         torch.set_float32_matmul_precision('high')

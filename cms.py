@@ -98,9 +98,10 @@ class CMS(nn.Module):
 
     def forward(self, x, fast=None):
         """x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None."""
-        fast, total = fast or {}, x
+        total = x
         for i, level in enumerate(self.levels):
-            own = (fast.get(f'{self.block}.{i}.{name}') for name in ('up', 'out'))
+            # torch.compile makes one code for all blocks, as long as none of them reads its own number
+            own = [fast.get(f'{self.block}.{i}.{name}') for name in ('up', 'out')] if fast else []
             total = total + (level(total, *own) if self.mix is None else self.mix[i] * level(x, *own))
         return total
 

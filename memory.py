@@ -229,11 +229,12 @@ class SelfModifyingTitans(Recurrent):
         return {'W2': W2_0, 'U': U_0} | ({'W1': self.W1_0[:, 1:]} if self.W1_0.shape[1] > 1 else {})
 
     def init_state(self, batch_size, device=None):
-        # like every later state these require a gradient in training: the first chunk then runs the same compiled graph
+        # as later ones do, these require a gradient in training, and momentum has tensors of its own: the first chunk
+        # then runs the same compiled graph
         options = {'device': device, 'dtype': self.W2_0.dtype, 'requires_grad': torch.is_grad_enabled()}
         state = {name: torch.zeros(batch_size, *x.shape, **options) for name, x in self.starts().items()}
         anchor = {f'{name}_xi': x for name, x in state.items()}
-        speed = {f'{name}_p': x for name, x in state.items()} if self.config.memory_momentum else {}
+        speed = {f'{name}_p': x.clone() for name, x in state.items()} if self.config.memory_momentum else {}
         tail = torch.zeros(batch_size, len(self.conv) - 1, self.qkv.out_features, **options)
         return state | anchor | speed | {'place': 0, 'conv': tail}
 

@@ -228,6 +228,10 @@ class Hope(nn.Module):
         for block, block_state in zip(self.blocks, state or [None] * len(self.blocks)):
             x, block_state = block(x, block_state, fast)
             new_state.append(block_state)
+        return *self.predict(x, targets, weights), new_state
+
+    def predict(self, x, targets, weights):
+        """x (B, T, D) -> logits, loss. Apart, as torch.compile gives up a loop that chunks interrupt, and all around it."""
         logits = at_least_float32(self.head(self.norm(x)))      # (B, T, D) -> (B, T, V)
         loss = None
         if targets is not None:
@@ -236,7 +240,7 @@ class Hope(nn.Module):
                 loss = F.cross_entropy(*pair, ignore_index=-1)
             else:
                 loss = (F.cross_entropy(*pair, ignore_index=-1, reduction='none') * weights.flatten()).mean()
-        return logits, loss, new_state
+        return logits, loss
 
     @torch.no_grad()
     def read(self, idx, state=None, learning=False):

@@ -34,6 +34,19 @@ def test_whole_equals_split_and_init_state_is_none(mixer):
     assert_near('logits', torch.cat(parts, 1), whole, 1e-9)
 
 
+@pytest.mark.parametrize('mixer', ['hope', 'titans', 'gated_deltanet', 'attention'])
+def test_blocks_and_chunks_share_what_is_compiled(mixer):
+    """torch.compile leaves what it had to compile eight times as it is: the blocks of a deep model would run slowly."""
+    torch._dynamo.reset()
+    model, idx = tiny(mixer, n_layer=3, memory_chunk=8), ids(2, 24)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        fast = torch.compile(model, backend='eager')
+        for _ in range(2):
+            loss = fast(idx, idx)[1]
+            loss.backward()
+    assert_near('loss', loss, model(idx, idx)[1], 1e-6)
+
+
 def test_loss_is_nats_per_token_and_skips_minus_one():
     model, idx = tiny(), ids(2, 10)
     targets = idx.roll(-1, 1)
