@@ -10,8 +10,8 @@ What each memory costs, beside a Transformer of as many parameters, and what the
 Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
 in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's; --threads=1,2
 takes turns with the cores, too. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more.
-Kernels: the recurrence as token loop, chunked, compiled. Shares are of the ceilings. --json=FILE keeps it, with
-machine, versions and commit. Any knob of the model is --key=value.
+Kernels: the recurrence as token loop, chunked, compiled. Shares are of the ceilings (of the first --threads).
+--json=FILE keeps it, with machine, versions and commit. Any knob of the model is --key=value.
 
 Does NOT include: the optimizer's step (optim.py's is the same for all), several devices, other machines' numbers.
 """
@@ -46,7 +46,7 @@ class Bench:
     tokens: int = 4096                  # ... and of the whole step, at least one sequence
     repeats: int = 5                    # steps that are timed, of every model in turn
     contexts: str = '1000,10000,100000'     # tokens that were read before those whose decoding is timed
-    threads: str = '1'                  # CPU threads; of several counts, as in 1,2, training steps take turns
+    threads: str = '1'                  # CPU threads; with 1,2 training steps take turns, all else runs on the first
     quick: bool = False                 # one length, two models, nothing compiled, short contexts
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one

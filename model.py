@@ -231,7 +231,7 @@ class Hope(nn.Module):
         return *self.predict(x, targets, weights), new_state
 
     def predict(self, x, targets, weights):
-        """x (B, T, D) -> logits, loss. Apart, as torch.compile gives up a loop that chunks interrupt, and all around it."""
+        """x (B, T, D) -> logits, loss. Apart, as torch.compile gives up forward where chunks interrupt its loop."""
         logits = at_least_float32(self.head(self.norm(x)))      # (B, T, D) -> (B, T, V)
         loss = None
         if targets is not None:
