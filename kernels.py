@@ -133,20 +133,22 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows):
         keep_all = g[..., -1, None, None].exp()                             # (B, H, N, 1, 1)
 
     write = e if c is None else c[..., None] * e                            # (B, H, N, C, Dv)
-    inverse, k_erase = None, None
+    A, inverse, k_erase = None, None, None
     if b is not None:
         k_erase = (b if a is None else b / a)[..., None] * k                # (B, H, N, C, Dk)
-        inverse = UnitLowerInverse.apply((k_erase @ k.mT) * decay)          # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+        A = (k_erase @ k.mT) * decay                                        # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+        inverse = unit_lower_inverse(A)
         k_erase = k_erase if a is None else g.exp()[..., None] * k_erase
 
     # From chunk to chunk. unbind, because the backward of N separate x[:, :, n] would fill N gradients of x's size
     # with zeros.
     starts, writes = [], []
-    per_chunk = [k.shape[2] * [None] if x is None else x.unbind(2) for x in (write, inverse, k_erase, k_end, keep_all)]
-    for n, inv, k_b, k_e, kept in zip(*per_chunk):
+    per_chunk = (write, A, inverse, k_erase, k_end, keep_all)
+    per_chunk = [k.shape[2] * [None] if x is None else x.unbind(2) for x in per_chunk]
+    for n, A, inv, k_b, k_e, kept in zip(*per_chunk):
         starts.append(S[:, :, :rows])
         if b is not None:
-            n = inv @ (n - k_b @ S.mT)                                      # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+            n = Solve.apply(A, inv, n - k_b @ S.mT)                         # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
         S = n.mT @ k_e + (S if a is None else kept * S)                     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
         writes.append(n[..., :rows])
     if q is None:
@@ -172,7 +174,8 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     b = torch.zeros_like(mu) if b is None else b
     k_b = b[..., None] * k                                                      # (.., C, Dk)
     overlap = k_b @ k.mT                                                    # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
-    inverse = UnitLowerInverse.apply(overlap * decay * (-log_a).exp()[..., None])
+    A = overlap * decay * (-log_a).exp()[..., None]
+    inverse = unit_lower_inverse(A)
     known = (overlap * before[0]) @ write                                       # what earlier writes would answer
     k_S, k_P = (g - log_a).exp()[..., None] * k_b, before[1] * k_b
     ends = [x[..., -1, :, None] * k for x in (decay, grown, gather)]            # what is left at the end of each write
@@ -181,7 +184,7 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     y = []
     for n in range(k.shape[2]):
         erased = k_S[:, :, n] @ S.mT + k_P[:, :, n] @ P.mT + known[:, :, n]     # (.., C, Dk) x (.., Dk, Dv)
-        erased = -inverse[:, :, n] @ erased                                 # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+        erased = -Solve.apply(A[:, :, n], inverse[:, :, n], erased)         # (.., C, Dv)
         if q is not None:
             scores = q[:, :, n] @ k[:, :, n].mT                             # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
             y.append(g[:, :, n].exp()[..., None] * (q[:, :, n] @ S[:, :, :rows].mT)
@@ -194,23 +197,29 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     return (None if q is None else torch.stack(y, dim=2)), S, P
 
 
-class UnitLowerInverse(torch.autograd.Function):
+def unit_lower_inverse(A):
+    """(..., C, C) -> (I + A)^-1 for the strictly lower part of A; what stands on and above its diagonal is not read."""
+    eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A)
+    # X (I + A) = I is twice as fast as (I + A) X = I: rows of X are rows of memory
+    return torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True, left=False)
+
+
+class Solve(torch.autograd.Function):
     """
-    (..., C, C) -> (I + A)^-1 for the strictly lower part of A; what stands on and above its diagonal is not read.
-    Its own backward, because dA = -X^T dX X^T costs two products where autograd's would solve a second time.
+    (A, X, r) -> n with (I + A) n = r, given X = (I + A)^-1. A (.., C, C) strictly lower, r and n (.., C, Dv).
+    Its own backward, because the gradient of A is -dr n^T, one product, and by way of X it would be three.
     """
     @staticmethod
-    def forward(ctx, A):
-        eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).expand_as(A)
-        # X (I + A) = I is twice as fast as (I + A) X = I: rows of X are rows of memory
-        X = torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True, left=False)
-        ctx.save_for_backward(X)
-        return X
+    def forward(ctx, A, X, r):
+        n = X @ r                                                           # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+        ctx.save_for_backward(X, n)
+        return n
 
     @staticmethod
-    def backward(ctx, dX):
-        X, = ctx.saved_tensors
-        return -(X.mT @ dX @ X.mT).tril(-1)                                     # (.., C, C) x (.., C, C) x (.., C, C)
+    def backward(ctx, dn):
+        X, n = ctx.saved_tensors
+        dr = X.mT @ dn                                                      # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+        return -(dr @ n.mT).tril(-1), None, dr                              # (.., C, Dv) x (.., Dv, C) -> (.., C, C)
 
 
 def cut(x, C, pad):
