@@ -206,8 +206,9 @@ def unit_lower_inverse(A):
 
 class Solve(torch.autograd.Function):
     """
-    (A, X, r) -> n with (I + A) n = r, given X = (I + A)^-1. A (.., C, C) strictly lower, r and n (.., C, Dv).
-    Its own backward, because the gradient of A is -dr n^T, one product, and by way of X it would be three.
+    (A, X, r) -> n with (I + A) n = r, given X = unit_lower_inverse(A), A (.., C, C) as there, r and n (.., C, Dv).
+    Its own backward, because the gradient of A is -dr n^T, one product, and by way of X it would be three. So X gets
+    none; second derivatives do go through it.
     """
     @staticmethod
     def forward(ctx, A, X, r):
