@@ -9,7 +9,8 @@ What each memory costs, beside a Transformer of as many parameters, and what the
 
 Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
 in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's; --threads=1,2
-takes turns with the cores, too. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more.
+takes turns with the cores, too: what is compiled gets parts of the batch on them side by side, as in training, and all
+else shares its products. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more.
 Kernels: the recurrence as token loop, chunked, compiled. Shares are of the ceilings (of the first --threads).
 --json=FILE keeps it, with machine, versions and commit. Any knob of the model is --key=value.
 
@@ -33,7 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import kernels
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from memory import MIXERS
-from model import Config, Hope, compiled, equal_model, machine, pick_device, state_bytes
+from model import Config, Cores, Hope, compiled, equal_model, machine, pick_device, state_bytes
 
 
 @dataclass
@@ -142,29 +143,36 @@ def train(bench, knobs, device, dtype, ceiling):
     print('      T  mixer            compiled  threads  first s       ms     tok/s      x  GFLOP/s    share     MiB')
     for T in numbers('lengths', bench.lengths):
         torch._dynamo.reset()                   # or it compiles for any length from the second one on, and stops at 8
-        runs = {}
+        runs, B = {}, max(1, bench.tokens // T)
         for mixer in bench.mixers.split(','):
             torch.manual_seed(0)
             model = equal_model(mixer, knobs | {'block_size': T}, parameters).to(device)
             model = compiled(model) if mixer in to_compile else model
-            runs |= {(mixer, n): model for n in numbers('threads', bench.threads)}
-        x = torch.randint(model.config.vocab_size, (max(1, bench.tokens // T), T), device=device)
+            for n in numbers('threads', bench.threads):
+                torch.set_num_threads(n)
+                runs[mixer, n] = model, Cores(B if mixer in to_compile and device == 'cpu' else 1)
+        x = torch.randint(model.config.vocab_size, (B, T), device=device)
 
-        def step(model, threads):
-            torch.set_num_threads(threads)      # what was compiled for another count is compiled again
-            with autocast:
-                loss = model(x, x)[1]
-            loss.backward()
+        def step(model, cores):
+            def learn(part):
+                with autocast:
+                    loss = model(part, part)[1]
+                loss.backward()
+            torch.set_num_threads(cores.threads)        # what was compiled for another count is compiled again
+            for _ in cores.map(learn, x.chunk(cores.n)):
+                pass
             model.zero_grad(set_to_none=True)
-        first = {run: timed(lambda: step(model, run[1]), device) for run, model in runs.items()}
+        first = {run: timed(lambda: step(*how), device) for run, how in runs.items()}
+        for how in runs.values():
+            step(*how)                          # Cores.map works side by side from the third call on
         times = {run: [] for run in runs}
         for _ in range(bench.repeats):
-            for run, model in runs.items():
-                times[run].append(timed(lambda: step(model, run[1]), device))
+            for run, how in runs.items():
+                times[run].append(timed(lambda: step(*how), device))
         base = statistics.median(times[next(iter(runs))])
-        for (mixer, threads), model in runs.items():
+        for (mixer, threads), (model, cores) in runs.items():
             with Peak(device) as peak:
-                timed(lambda: step(model, threads), device)
+                timed(lambda: step(model, cores), device)
             seconds = statistics.median(times[mixer, threads])
             speed = x.numel() / seconds
             flops = speed * model.flops_per_token(T)

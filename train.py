@@ -8,9 +8,9 @@ Train a language model. Read this file from top to bottom: knobs, setup, data, m
     torchrun --nproc_per_node=4 train.py                    the same batch cut over four devices
 
 A step's batch depends on the seed and the step alone (with --data=niah on --max_steps as well). How it is cut, over
-devices (torchrun) or in time (--grad_accum), changes nothing but rounding. With --carry=16 a row is 16 block sizes long
-and read in 16 steps: the state goes on from step to step, gradients end with each. out_dir holds ckpt.pt (whole at any
-moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
+devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With --carry=16 a row
+is 16 block sizes long and read in 16 steps: the state goes on from step to step, gradients end with each. out_dir holds
+ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
@@ -37,7 +37,8 @@ from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, 
                  print_block, read_args, read_file, remove_file)
 from cms import Learner, moving
 from memory import DEEP
-from model import Config, Hope, compiled, load_checkpoint, load_model, machine, pick_device, save_checkpoint
+from model import (Config, Cores, Hope, compiled, load_checkpoint, load_model, machine, pick_device,
+                   save_checkpoint)
 from niah import FORMS, Needles, recall
 from optim import NAMES, optimizers
 
@@ -131,9 +132,8 @@ if run.resume and run.overwrite:
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
-    fixed = [f.name for f in dataclasses.fields(Config)] + ['data', 'form', 'suffix', 'tokenizer', 'batch_size',
-                                                            'optimizer', 'seed']
-    for key in fixed + ['grad_accum'] * bool(checkpoint.get('carried')):        # it carries a state for each part
+    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'form', 'suffix', 'tokenizer', 'batch_size',
+                                                               'optimizer', 'seed']:
         if key in given and given[key] != saved.get(key, given[key]):
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
@@ -202,11 +202,15 @@ def say(*words):
         print(*words, flush=True)
 
 
-def cut_off(state):
-    """A state to read on from, whose gradients end there. It asks for them, as an empty one does, for one graph."""
-    def cut(x):
-        return x.detach().to(device).requires_grad_(x.is_floating_point()) if torch.is_tensor(x) else x
-    return [{name: cut(x) for name, x in layer.items()} for layer in state]
+def each(f, *states):
+    """A state of f(tensors), those that stand at one place in all states; one at two places stays one, for one graph"""
+    done = {}
+
+    def at(*xs):
+        if torch.is_tensor(xs[0]) and id(xs[0]) not in done:
+            done[id(xs[0])] = f(*xs)
+        return done.get(id(xs[0]), xs[0])
+    return [{name: at(*(layer[name] for layer in layers)) for name in layers[0]} for layers in zip(*states)]
 
 
 # -----------------------------------------------------------------------------
@@ -245,7 +249,7 @@ origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
 memories = optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
                       (run.beta1, run.beta2))
-step, best_loss, carried, stream = 0, math.inf, {}, {}  # carried: the state of each part of the batch
+step, best_loss, carried, stream = 0, math.inf, None, {}        # carried: the state to read on from
 if checkpoint:
     for optimizer, kept in zip(memories, checkpoint['optimizer']):
         for group, new in zip(kept['param_groups'], optimizer.param_groups):
@@ -256,7 +260,7 @@ if checkpoint:
             raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss = checkpoint['step'], checkpoint['best_loss']
-    carried = {part: cut_off(state) for part, state in checkpoint.get('carried', {}).items()}
+    carried = checkpoint.get('carried')
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
 drawn_from = batch_rng.get_state()                      # of the rows that are being read
@@ -266,6 +270,12 @@ if ddp:
     model = DistributedDataParallel(model, device_ids=[device] if on_gpu else None,
                                     find_unused_parameters=bool(config.chunks))     # a step size that was cut off
 
+params = list(raw_model.parameters())
+share = run.batch_size // world                         # rows of a step on this device, and how they are cut
+cores = Cores(share // run.grad_accum if use_compile and not on_gpu and not ddp else 1)
+size = share // (run.grad_accum * cores.n)
+parts = [slice(start, start + size) for start in range(0, share, size)]
+
 flops = raw_model.flops_per_token(config.block_size)
 say(f'model: {config.mixer}, {raw_model.num_params():,} parameters, {flops / 1e6:.1f} MFLOP per token')
 say(f'run: {run.max_steps:,} steps of {run.batch_size} x {config.block_size} tokens on {world} x {device}, '
@@ -273,6 +283,8 @@ say(f'run: {run.max_steps:,} steps of {run.batch_size} x {config.block_size} tok
 still = [str(level) for level, chunk in enumerate(config.chunks) if chunk >= config.block_size]
 if still:
     say(f"levels that do not move within {config.block_size} tokens, and learn no step size: {', '.join(still)}")
+if cores.n > 1:
+    say(f'{cores.n} parts of a batch at a time, side by side on the cores')
 if use_compile:
     say('the first step waits for torch.compile, a minute or more')
 
@@ -351,6 +363,22 @@ def next_batch():
     return {name: x[:, place * T:(place + 1) * T].contiguous() for name, x in stream.items()}
 
 
+def learn(rows):
+    """Forward and backward of these rows of the batch -> their share of the loss, their state, gradients to add up."""
+    inputs = {name: x[rows] for name, x in batch.items()}
+    if carried:                                         # it asks for gradients, as an empty one does, for one graph
+        inputs['state'] = each(lambda x: x[rows].to(device).requires_grad_(x.is_floating_point()), carried)
+    if ddp:
+        model.require_backward_grad_sync = rows == parts[-1]        # devices average once per step
+    with autocast:
+        _, loss, state = model(**inputs)
+        loss = loss / len(parts)
+    if cores.n > 1:                                     # side by side with others
+        return loss.detach(), state, torch.autograd.grad(loss, params, allow_unused=True)
+    loss.backward()
+    return loss.detach(), state, []
+
+
 def print_sample():
     """A few lines in the model's own words, begun from nothing."""
     rng = torch.Generator(device=device).manual_seed(run.seed)
@@ -406,7 +434,6 @@ if step >= run.max_steps and checkpoint:
     say(f'{ckpt_path} is at step {step} already; give a larger --max_steps to go on')
 first_step, train_seconds, recent = step, 0.0, []
 moves = ([line['moves'] for line in lines if 'moves' in line] or [[0.0] * config.n_level])[-1]     # each level's last
-share = run.batch_size // (world * run.grad_accum)      # sequences that go through the model at once
 while True:
     # evaluate, sample, save
     early = stopping and step < run.max_steps
@@ -440,23 +467,15 @@ while True:
         for group in optimizer.param_groups:
             group['lr'] = lr * group['lr_scale']
     batch = {name: x[rank::world].to(device) for name, x in next_batch().items()}
-    loss = torch.zeros((), device=device)
-    if step % row_steps == 0:
-        carried = {}
-    for part in range(run.grad_accum):
-        rows = slice(part * share, (part + 1) * share)
-        if ddp:
-            model.require_backward_grad_sync = part == run.grad_accum - 1       # devices average once per step
-        with autocast:
-            inputs = {name: x[rows] for name, x in batch.items()}
-            if part in carried:
-                inputs['state'] = carried[part]
-            _, part_loss, state = model(**inputs)
-            part_loss = part_loss / run.grad_accum
-        if run.carry:
-            carried[part] = cut_off(state)
-        part_loss.backward()
-        loss += part_loss.detach()
+    loss, states = torch.zeros((), device=device), []
+    carried = carried if step % row_steps else None
+    for part_loss, state, grads in cores.map(learn, parts):
+        loss += part_loss
+        states += [state] if run.carry else []
+        for p, g in zip(params, grads):                 # in the order of the parts: the sum is always the same
+            if g is not None:
+                p.grad = g.clone() if p.grad is None else p.grad + g
+    carried = each(lambda *rows: torch.cat(rows).detach(), *states) if run.carry else None
     if ddp:                                             # the mean loss, and whether anybody was told to stop
         message = torch.stack([loss, torch.tensor(float(asked_to_stop), device=device)])
         dist.all_reduce(message)
