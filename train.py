@@ -8,9 +8,9 @@ Train a language model. Read this file from top to bottom: knobs, setup, data, m
     torchrun --nproc_per_node=4 train.py                    the same batch cut over four devices
 
 A step's batch depends on the seed and the step alone (with --data=niah on --max_steps as well). How it is cut, over
-devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With --carry=16 a row
-is 16 block sizes long and read in 16 steps: the state goes on from step to step, gradients end with each. out_dir holds
-ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
+devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With --carry=16 a
+row is 16 block sizes long and read in 16 steps: the state goes on from step to step, gradients end with each. out_dir
+holds ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
