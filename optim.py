@@ -416,8 +416,7 @@ def optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
         matrix_lr = matrix_lr or memory[0].defaults['lr']
         hidden = memory[0].param_groups[0]
         hidden.update(lr=matrix_lr, lr_scale=matrix_lr / lr, weight_decay=weight_decay * lr / matrix_lr)
-    fused = next(model.parameters()).is_cuda
-    return [*memory, torch.optim.AdamW(groups, lr=lr, betas=betas, fused=fused)]
+    return [*memory, torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
 
 
 # -----------------------------------------------------------------------------

@@ -474,7 +474,8 @@ while True:
         states += [state] if run.carry else []
         for p, g in zip(params, grads):                 # in the order of the parts: the sum is always the same
             if g is not None:
-                p.grad = g.clone() if p.grad is None else p.grad + g
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+                p.grad += g
     carried = each(lambda *rows: torch.cat(rows).detach(), *states) if run.carry else None
     if ddp:                                             # the mean loss, and whether anybody was told to stop
         message = torch.stack([loss, torch.tensor(float(asked_to_stop), device=device)])
