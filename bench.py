@@ -142,7 +142,7 @@ def train(bench, knobs, device, dtype, ceiling):
     print(f"\ntraining, forward and backward, {parameters:,} parameters each; x is the time of the first one's step")
     print('      T  mixer            compiled  threads  first s       ms     tok/s      x  GFLOP/s    share     MiB')
     for T in numbers('lengths', bench.lengths):
-        torch._dynamo.reset()                   # or it compiles for any length from the second one on, and stops at 8
+        torch._dynamo.reset()                   # or it stops compiling at the eighth shape
         runs, B = {}, max(1, bench.tokens // T)
         for mixer in bench.mixers.split(','):
             torch.manual_seed(0)
@@ -163,8 +163,6 @@ def train(bench, knobs, device, dtype, ceiling):
                 pass
             model.zero_grad(set_to_none=True)
         first = {run: timed(lambda: step(*how), device) for run, how in runs.items()}
-        for how in runs.values():
-            step(*how)                          # Cores.map works side by side from the third call on
         times = {run: [] for run in runs}
         for _ in range(bench.repeats):
             for run, how in runs.items():
@@ -257,6 +255,7 @@ def main():
     torch.set_flush_denormal(True)
     if device == 'cuda':
         torch.set_float32_matmul_precision('high')
+    torch._dynamo.config.automatic_dynamic_shapes = False       # a shape is compiled for itself, as in training
     bf16 = bench.dtype == 'bfloat16' or bench.dtype == 'auto' and device == 'cuda'
     dtype = torch.bfloat16 if bf16 else torch.float32
     print(f"{machine(device)} | torch {torch.__version__} | {str(dtype)[6:]} | commit {git_commit()}")

@@ -328,7 +328,7 @@ def compiled(model):
 
 class Cores:
     """
-    Parts of a batch side by side on a CPU, n of them at a time, n the largest that divides the rows: map(f, parts).
+    Parts of a batch side by side on a CPU, n at a time: the most that its threads allow and that divide the rows.
 
     A memory makes many small products. Two threads that share each of them wait for each other most of the time; with
     half of the rows each, and Python's lock let go by compiled code, they hardly meet.
@@ -336,24 +336,22 @@ class Cores:
     def __init__(self, rows):
         self.threads = torch.get_num_threads()
         self.n = max(n for n in range(1, min(rows, self.threads) + 1) if rows % n == 0)
-        self.pool, self.calls = ThreadPoolExecutor(self.n, initializer=self.set_up), 0
+        self.pool = ThreadPoolExecutor(self.n, initializer=self.set_up, initargs=(self.threads // self.n,))
+        self.seen = set()
 
-    def map(self, f, parts):
-        """f(part) for each of parts, in their order."""
+    def map(self, f, parts, kind=None):
+        """f(part) for each of parts, in their order; the first of each kind one after the other, as f may compile."""
         if self.n == 1:
             return map(f, parts)
-        self.calls += 1
-        if self.calls > 2:
+        if kind in self.seen:
             return self.pool.map(f, parts)
-        # at first one after the other: f compiles, once without a state of the memories and once with
-        torch.set_num_threads(self.threads // self.n)
-        results = [f(part) for part in parts]
-        torch.set_num_threads(self.threads)
-        return results
+        self.seen.add(kind)
+        return (self.pool.submit(f, part).result() for part in parts)
 
-    def set_up(self):
+    @staticmethod
+    def set_up(threads):
         """What a thread has of its own."""
-        torch.set_num_threads(self.threads // self.n)
+        torch.set_num_threads(threads)
         torch.set_flush_denormal(True)
 
 

@@ -203,7 +203,7 @@ def say(*words):
 
 
 def each(f, *states):
-    """A state of f(tensors), those that stand at one place in all states; one at two places stays one, for one graph"""
+    """f of the tensors at one place in all states. One under two names stays one, as it is what was compiled for."""
     done = {}
 
     def at(*xs):
@@ -261,6 +261,8 @@ if checkpoint:
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss = checkpoint['step'], checkpoint['best_loss']
     carried = checkpoint.get('carried')
+    if isinstance(carried, dict):                       # a former checkpoint: one for each part of the batch
+        carried = each(lambda *rows: torch.cat(rows).detach(), *carried.values()) if carried else None
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
 drawn_from = batch_rng.get_state()                      # of the rows that are being read
@@ -272,7 +274,7 @@ if ddp:
 
 params = list(raw_model.parameters())
 share = run.batch_size // world                         # rows of a step on this device, and how they are cut
-cores = Cores(share // run.grad_accum if use_compile and not on_gpu and not ddp else 1)
+cores = Cores(share // run.grad_accum if use_compile and device == 'cpu' and not ddp else 1)
 size = share // (run.grad_accum * cores.n)
 parts = [slice(start, start + size) for start in range(0, share, size)]
 
@@ -373,6 +375,7 @@ def learn(rows):
     with autocast:
         _, loss, state = model(**inputs)
         loss = loss / len(parts)
+    state = each(torch.Tensor.detach, state) if run.carry else None
     if cores.n > 1:                                     # side by side with others
         return loss.detach(), state, torch.autograd.grad(loss, params, allow_unused=True)
     loss.backward()
@@ -469,14 +472,15 @@ while True:
     batch = {name: x[rank::world].to(device) for name, x in next_batch().items()}
     loss, states = torch.zeros((), device=device), []
     carried = carried if step % row_steps else None
-    for part_loss, state, grads in cores.map(learn, parts):
+    kind = None if carried is None else carried[0].get('place', 0)      # what it may have to compile for
+    for part_loss, state, grads in cores.map(learn, parts, kind):
         loss += part_loss
-        states += [state] if run.carry else []
+        states.append(state)
         for p, g in zip(params, grads):                 # in the order of the parts: the sum is always the same
             if g is not None:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 p.grad += g
-    carried = each(lambda *rows: torch.cat(rows).detach(), *states) if run.carry else None
+    carried = each(lambda *rows: torch.cat(rows), *states) if run.carry else None
     if ddp:                                             # the mean loss, and whether anybody was told to stop
         message = torch.stack([loss, torch.tensor(float(asked_to_stop), device=device)])
         dist.all_reduce(message)

@@ -175,17 +175,17 @@ def test_two_processes_equal_one(trained, text, tmp_path):
 def test_parts_side_by_side_equal_the_whole_batch(text, tmp_path, monkeypatch):
     """A compiled run puts a part of its batch on every core: equal to rounding, and to itself bit for bit."""
     monkeypatch.setattr(torch, 'compile', lambda model, **options: model)
-    curves = {}
+    curves, options = {}, ['--cms_periods=1,4', '--carry=3', *TINY]
     for run, threads in (('one', 4), ('again', 4), ('three', 3)):
         torch.set_num_threads(threads)
         try:
             script = inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/{run}', '--compile=true',
-                            '--cms_periods=1,4', *TINY)
+                            *options)
         finally:
             torch.set_num_threads(1)
         curves[run] = losses(f'{tmp_path}/{run}')
         assert script['cores'].n == len(script['parts']) == {4: 4, 3: 2}[threads], 'parts are equal'
-    inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/whole', '--cms_periods=1,4', *TINY)
+    inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/whole', *options)
     whole = losses(f'{tmp_path}/whole')
     assert curves['one'] == curves['again']
     assert all(max(abs(curve[step] - whole[step]) for step in whole) < 1e-3 for curve in curves.values())
