@@ -213,6 +213,16 @@ def each(f, *states):
     return [{name: at(*(layer[name] for layer in layers)) for name in layers[0]} for layers in zip(*states)]
 
 
+def joined(states):
+    """The state of all rows, from the states of the parts. Gradients end with it."""
+    return each(lambda *rows: torch.cat(rows).detach(), *states)
+
+
+def cut(state, rows):
+    """These rows' state to read on from. It asks for gradients, as an empty one does, for one graph."""
+    return each(lambda x: x[rows].to(device).requires_grad_(x.is_floating_point()), state)
+
+
 # -----------------------------------------------------------------------------
 # data
 
@@ -262,7 +272,7 @@ if checkpoint:
     step, best_loss = checkpoint['step'], checkpoint['best_loss']
     carried = checkpoint.get('carried')
     if isinstance(carried, dict):                       # a former checkpoint: one for each part of the batch
-        carried = each(lambda *rows: torch.cat(rows).detach(), *carried.values()) if carried else None
+        carried = joined(carried.values()) if carried else None
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
 drawn_from = batch_rng.get_state()                      # of the rows that are being read
@@ -368,14 +378,14 @@ def next_batch():
 def learn(rows):
     """Forward and backward of these rows of the batch -> their share of the loss, their state, gradients to add up."""
     inputs = {name: x[rows] for name, x in batch.items()}
-    if carried:                                         # it asks for gradients, as an empty one does, for one graph
-        inputs['state'] = each(lambda x: x[rows].to(device).requires_grad_(x.is_floating_point()), carried)
+    if carried:
+        inputs['state'] = cut(carried, rows)
     if ddp:
         model.require_backward_grad_sync = rows == parts[-1]        # devices average once per step
     with autocast:
         _, loss, state = model(**inputs)
         loss = loss / len(parts)
-    state = each(torch.Tensor.detach, state) if run.carry else None
+    state = state if run.carry else None
     if cores.n > 1:                                     # side by side with others
         return loss.detach(), state, torch.autograd.grad(loss, params, allow_unused=True)
     loss.backward()
@@ -480,7 +490,7 @@ while True:
             if g is not None:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 p.grad += g
-    carried = each(lambda *rows: torch.cat(rows), *states) if run.carry else None
+    carried = joined(states) if run.carry else None
     if ddp:                                             # the mean loss, and whether anybody was told to stop
         message = torch.stack([loss, torch.tensor(float(asked_to_stop), device=device)])
         dist.all_reduce(message)
