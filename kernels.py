@@ -136,27 +136,17 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows):
     A, inverse, k_erase = None, None, None
     if b is not None:
         k_erase = (b if a is None else b / a)[..., None] * k                # (B, H, N, C, Dk)
-        A = (k_erase @ k.mT) * decay                                        # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+        A = matmul_nt(k_erase, k) * decay                                   # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
         inverse = unit_lower_inverse(A)
         k_erase = k_erase if a is None else g.exp()[..., None] * k_erase
 
-    # From chunk to chunk. unbind, because the backward of N separate x[:, :, n] would fill N gradients of x's size
-    # with zeros.
-    starts, writes = [], []
-    per_chunk = (write, A, inverse, k_erase, k_end, keep_all)
-    per_chunk = [k.shape[2] * [None] if x is None else x.unbind(2) for x in per_chunk]
-    for n, A, inv, k_b, k_e, kept in zip(*per_chunk):
-        starts.append(S[:, :, :rows])
-        if b is not None:
-            n = Solve.apply(A, inv, n - k_b @ S.mT)                         # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
-        S = n.mT @ k_e + (S if a is None else kept * S)                     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
-        writes.append(n[..., :rows])
+    starts, writes, S = Carry.apply(S, write, A, inverse, k_erase, k_end, keep_all)
     if q is None:
         return None, S
 
     # the reads of all chunks: what each chunk's start still holds, and what the chunk's own tokens wrote
-    y = q_start @ torch.stack(starts, dim=2).mT                             # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
-    return y + ((q @ k.mT) * decay) @ torch.stack(writes, dim=2), S         # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+    y = matmul_nt(q_start, starts[..., :rows, :])                           # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+    return y + (matmul_nt(q, k) * decay) @ writes[..., :rows], S            # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
 
 
 def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
@@ -171,28 +161,30 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     before = F.pad(grown, (0, 0, 1, -1)), F.pad(carry, (0, 0, 1, -1))           # the same, a token earlier
 
     write = e if c is None else c[..., None] * e                                # (.., C, Dv)
-    b = torch.zeros_like(mu) if b is None else b
-    k_b = b[..., None] * k                                                      # (.., C, Dk)
-    overlap = k_b @ k.mT                                                    # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
-    A = overlap * decay * (-log_a).exp()[..., None]
-    inverse = unit_lower_inverse(A)
-    known = (overlap * before[0]) @ write                                       # what earlier writes would answer
-    k_S, k_P = (g - log_a).exp()[..., None] * k_b, before[1] * k_b
     ends = [x[..., -1, :, None] * k for x in (decay, grown, gather)]            # what is left at the end of each write
     keep = [x[..., -1, None, None].exp() for x in (g, h)]
+    if b is not None:
+        k_b = b[..., None] * k                                                  # (.., C, Dk)
+        overlap = k_b @ k.mT                                                    # (.., C, Dk) x (.., Dk, C)
+        inverse = unit_lower_inverse(overlap * decay * (-log_a).exp()[..., None])
+        known = (overlap * before[0]) @ write                                   # what earlier writes would answer
+        k_S, k_P = (g - log_a).exp()[..., None] * k_b, before[1] * k_b
 
     y = []
     for n in range(k.shape[2]):
-        erased = k_S[:, :, n] @ S.mT + k_P[:, :, n] @ P.mT + known[:, :, n]     # (.., C, Dk) x (.., Dk, Dv)
-        erased = -Solve.apply(A[:, :, n], inverse[:, :, n], erased)         # (.., C, Dv)
+        start = S
+        S = keep[0][:, :, n] * S + carry[:, :, n, -1:] * P + write[:, :, n].mT @ ends[1][:, :, n]   # (.., Dv, Dk)
+        if b is not None:
+            erased = k_S[:, :, n] @ start.mT + k_P[:, :, n] @ P.mT + known[:, :, n]     # (.., C, Dk) x (.., Dk, Dv)
+            erased = inverse[:, :, n] @ erased                              # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+            S = S - erased.mT @ ends[0][:, :, n]                            # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
         if q is not None:
             scores = q[:, :, n] @ k[:, :, n].mT                             # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
-            y.append(g[:, :, n].exp()[..., None] * (q[:, :, n] @ S[:, :, :rows].mT)
+            y.append(g[:, :, n].exp()[..., None] * (q[:, :, n] @ start[:, :, :rows].mT)
                      + carry[:, :, n] * (q[:, :, n] @ P[:, :, :rows].mT)
-                     + (scores * decay[:, :, n]) @ erased[..., :rows]
                      + (scores * grown[:, :, n]) @ write[:, :, n, :, :rows])
-        S = (keep[0][:, :, n] * S + carry[:, :, n, -1:] * P             # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
-             + erased.mT @ ends[0][:, :, n] + write[:, :, n].mT @ ends[1][:, :, n])
+            if b is not None:
+                y[n] = y[n] - (scores * decay[:, :, n]) @ erased[..., :rows]
         P = keep[1][:, :, n] * P + write[:, :, n].mT @ ends[2][:, :, n]
     return (None if q is None else torch.stack(y, dim=2)), S, P
 
@@ -204,23 +196,66 @@ def unit_lower_inverse(A):
     return torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True, left=False)
 
 
-class Solve(torch.autograd.Function):
+class Carry(torch.autograd.Function):
     """
-    (A, X, r) -> n with (I + A) n = r, given X = unit_lower_inverse(A), A (.., C, C) as there, r and n (.., C, Dv).
-    Its own backward, because the gradient of A is -dr n^T, one product, and by way of X it would be three. So X gets
-    none; second derivatives do go through it.
+    What goes from chunk to chunk in delta_rule_chunks. With S_0 = S, for chunk i of N:
+        n_i = X_i (write_i - k_erase_i S_i^T),  S_{i+1} = keep_i S_i + n_i^T k_end_i
+    returns all S_i but the last (B, H, N, Dv, Dk), all n_i (B, H, N, C, Dv), and the last S (B, H, Dv, Dk)
+
+    Its own backward, because only three products per chunk need the gradient of what comes after; the others are one
+    product for all chunks, where autograd makes two of each, chunk by chunk, and stacks them. And the gradient of A is
+    -dr n^T; by way of its inverse X it would be three products. So X gets none. Second derivatives do go through it.
     """
     @staticmethod
-    def forward(ctx, A, X, r):
-        n = X @ r                                                           # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
-        ctx.save_for_backward(X, n)
-        return n
+    def forward(ctx, S, write, A, X, k_erase, k_end, keep):
+        starts, n = [], []
+        for i in range(write.shape[2]):
+            starts.append(S)
+            n.append(write[:, :, i])
+            if X is not None:
+                n[i] = X[:, :, i] @ (n[i] - k_erase[:, :, i] @ S.mT)        # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+            S = n[i].mT @ k_end[:, :, i] + (S if keep is None else keep[:, :, i] * S)   # (.., Dv, C) x (.., C, Dk)
+        starts, n = torch.stack(starts, dim=2), torch.stack(n, dim=2)
+        ctx.save_for_backward(starts, n, X, k_erase, k_end, keep)
+        return starts, n, S
 
     @staticmethod
-    def backward(ctx, dn):
-        X, n = ctx.saved_tensors
-        dr = X.mT @ dn                                                      # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
-        return -(dr @ n.mT).tril(-1), None, dr                              # (.., C, Dv) x (.., Dv, C) -> (.., C, C)
+    def backward(ctx, d_starts, dn, dS):
+        starts, n, X, k_erase, k_end, keep = ctx.saved_tensors
+        dr, d_ends = [], []                                                 # r_i: what X_i is multiplied with
+        for i in reversed(range(n.shape[2])):
+            d_ends.insert(0, dS)
+            d = dn[:, :, i] + k_end[:, :, i] @ dS.mT                        # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+            dr.insert(0, d if X is None else X[:, :, i].mT @ d)             # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+            dS = d_starts[:, :, i] + (dS if keep is None else keep[:, :, i] * dS)
+            if X is not None:
+                dS = dS - dr[0].mT @ k_erase[:, :, i]                       # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
+        dr, d_ends = torch.stack(dr, dim=2), torch.stack(d_ends, dim=2)
+        dA = None if X is None else -(dr @ n.mT).tril(-1)                   # (.., C, Dv) x (.., Dv, C) -> (.., C, C)
+        dk_erase = None if X is None else -dr @ starts                      # (.., C, Dv) x (.., Dv, Dk) -> (.., C, Dk)
+        d_keep = None if keep is None else (d_ends * starts).sum((-2, -1), keepdim=True)
+        return dS, dr, dA, None, dk_erase, n @ d_ends, d_keep
+
+
+class MatmulNT(torch.autograd.Function):
+    """x y^T (NT: not transposed, transposed) whose backward gives y's gradient row by row."""
+    @staticmethod
+    def forward(ctx, x, y):
+        ctx.save_for_backward(x, y)
+        return x @ y.mT                                                     # (.., n, d) x (.., d, m) -> (.., n, m)
+
+    @staticmethod
+    def backward(ctx, d):
+        x, y = ctx.saved_tensors
+        return d @ y, d.mT @ x                                              # (.., m, n) x (.., n, d) -> (.., m, d)
+
+
+def matmul_nt(x, y):
+    """
+    x (.., n, d), y (.., m, d) of the same leading shape -> x y^T (.., n, m). Compiled, it has a backward of its own:
+    autograd makes the gradient of y^T, and each loop that then reads it as y's would gather its columns.
+    """
+    return MatmulNT.apply(x, y) if torch.compiler.is_compiling() else x @ y.mT
 
 
 def cut(x, C, pad):

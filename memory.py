@@ -46,7 +46,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from attention import Attention
-from kernels import at_least_float32, causal_conv, delta_rule, hidden, mlp_memory, mlp_memory_grad
+from kernels import at_least_float32, causal_conv, delta_rule, hidden, matmul_nt, mlp_memory, mlp_memory_grad
 
 RECURRENT = ('linear', 'retnet', 'gla', 'deltanet', 'gated_deltanet', 'ttt')
 TTT_CHUNK = 16      # tokens that share one gradient step's starting point in ttt, as in its paper
@@ -186,7 +186,7 @@ class Recurrent(nn.Module):
 
 def unit(x):
     """x with its last axis scaled to norm 1."""
-    return F.normalize(x, dim=-1, eps=1e-6)
+    return x * torch.rsqrt(x.square().sum(-1, keepdim=True).clamp(min=1e-12))
 
 
 TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False)
@@ -316,7 +316,7 @@ def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
     if made:
         x = torch.stack([streams[name] for name in made], dim=2)                    # (B, H, M, C, d)
         W2 = xi['W2'][:, :, m:(1 + len(made)) * m].unflatten(2, (-1, m))            # (B, H, M m, d) -> (B, H, M, m, d)
-        x = unit(x + hidden(x @ W2.mT) @ xi['W1'].mT)               # (.., C, d) x (.., d, m), (.., C, m) x (.., m, d)
+        x = unit(x + matmul_nt(hidden(matmul_nt(x, W2)), xi['W1']))     # (.., C, d) x (.., d, m), (C, m) x (m, d)
         streams |= zip(made, x.unbind(2))
     k, v, q = (streams[name] for name in 'kvq')
     alpha = retain(alpha, o.gate_floor) if o.forget else None
@@ -374,13 +374,14 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
 
     # what the 1 + M memories answer to the values, and to the keys
     asked = torch.cat([v, k], dim=2)                                                # (B, H, 2 C, d)
-    pre = asked @ xi['W2'].mT                                                       # (.., 2 C, d) x (.., d, R)
-    u, gates = pre.tensor_split([(1 + M) * m], dim=-1)
-    u = u.unflatten(-1, (1 + M, m)).transpose(2, 3)                                 # (B, H, 1 + M, 2 C, m)
+    W2, W_gates = xi['W2'].tensor_split([(1 + M) * m], dim=2)
+    u = matmul_nt(asked, W2).unflatten(-1, (1 + M, m)).transpose(2, 3)              # (.., d) x (d, (1 + M) m), split
+    gates = matmul_nt(asked, W_gates)                                               # (.., 2 C, d) x (.., d, 2)
     W1 = reads_hidden(xi, d)                                                        # (B, H, 1 + M, d, m)
-    linear = asked @ xi['U'][..., :d].mT                                            # (.., 2 C, d) x (.., d, d)
-    h = hidden(u)
-    y = torch.stack([linear] + M * [asked], dim=2) + h @ W1.mT                      # (.., 2 C, m) x (.., m, d)
+    linear = matmul_nt(asked, xi['U'][..., :d])                                     # (.., 2 C, d) x (.., d, d)
+    h = hidden(u)                                                                   # (B, H, 1 + M, 2 C, m)
+    read = (torch.arange(1 + M, device=k.device) == 0)[:, None, None]               # the memory that is read is first
+    y = torch.where(read, linear[:, :, None], asked[:, :, None]) + matmul_nt(h, W1)     # (.., 2 C, m) x (.., m, d)
     (_, u_k), (_, h), (y_v, y_k) = (x.chunk(2, dim=3) for x in (u, h, y))
 
     # the value that each of them makes, and what is missing to it; with DGD the dot product, too, regresses on it
@@ -394,9 +395,9 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
 
     # what is erased is all that a layer answers, its start's part included; a first layer moves from where it is
     if erase_W2:
-        e_W2 = e_W2 + pre.chunk(2, dim=2)[1] - k @ start['W2'].mT                   # (.., C, d) x (.., d, R)
+        e_W2 = e_W2 + matmul_nt(k, xi['W2'] - start['W2'])                          # (.., C, d) x (.., d, R)
     if erase:
-        skip = torch.stack([torch.zeros_like(k)] + M * [k], dim=2)
+        skip = torch.where(read, 0, k[:, :, None])                                  # what is read starts without U k
         e = e - erase * (skip + h @ reads_hidden(start, d).mT)                      # (.., C, m) x (.., m, d)
     e_U, e_W1 = e.tensor_split([1], dim=2)
     h_mem, h = h.tensor_split([1], dim=2)
