@@ -39,6 +39,7 @@ Glossary (paper: "Associative Memory", "Self-Referential Titans", "Fast and Para
     B batch, H heads, T time, C chunk, D model width, Dk = d key width, Dv value width, M generating memories, m hidden
 """
 import math
+from itertools import repeat
 
 import torch
 import torch.nn as nn
@@ -247,21 +248,28 @@ class SelfModifyingTitans(Recurrent):
 
     @torch.compiler.disable(recursive=False)
     def chunks(self, inputs, state):
-        """Chunk after chunk. Under torch.compile only lean_chunk is compiled: once per shape, not once per chunk."""
+        """Chunk after chunk. Under torch.compile only lean_chunks is compiled: once per shape, not once per call."""
         B, T, _ = inputs[0].shape
         state = dict(state or self.init_state(B, inputs[0].device))
         C, m, y = self.config.memory_chunk, self.W1_0.shape[3], []
         place, start = state.pop('place'), self.starts()
-        n = min(C - place % C, T)                                   # up to the chunk's end, then whole chunks, the rest
-        sizes = [n] + (T - n) // C * [C] + [(T - n) % C] * ((T - n) % C > 0)
+        first = min(-place % C, T)                                  # up to the chunk's end, then whole chunks, the rest
+        whole, rest = divmod(T - first, C)
+        n = 1
+        if self.config.projection_chunk == C and inputs[0].device.type == 'cpu':
+            # few rows are done before the next call is made: a long sequence takes several chunks a call. More compile
+            # for longer, and more rows no longer fit the cache. On a GPU nobody has measured it
+            n = max(1, min(256 // (B * C), whole // 16))
+            n = n if whole % n == 0 else 1
+        sizes = [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
         # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros
-        for part in zip(*([None] * len(sizes) if x is None else x.split(sizes, dim=1) for x in inputs)):
-            y_part, new = lean_chunk(self.config, start, self.conv, self.rate, self.blend, *part, state)
+        for part in zip(*(repeat(None) if x is None else x.split(sizes, dim=1) for x in inputs)):
+            y_part, new = lean_chunks(self.config, start, self.conv, self.rate, self.blend, *part, state)
             y.append(y_part)
             state = state | new
             place = (place + part[0].shape[1]) % self.config.projection_chunk
             if place == 0:                                          # every memory starts a chunk
-                state |= {f'{name}_xi': state[name] for name in start}
+                state |= anchored(state, start)
             elif place % C == 0:                                    # the one that is read does
                 W2_xi = torch.cat([state['W2'][:, :, :m], state['W2_xi'][:, :, m:]], dim=2)
                 state |= {'W2_xi': W2_xi, 'U_xi': state['U']}
@@ -280,14 +288,26 @@ class SelfModifyingTitans(Recurrent):
         return 2 * H * (generate + compare + write_W2 + write_U + write_W1)
 
 
-def lean_chunk(*inputs):
+def anchored(state, start):
+    """Every memory as it stands is the one that a new chunk generates from and compares with."""
+    return {f'{name}_xi': state[name] for name in start}
+
+
+def lean_chunks(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
     """
-    deep_chunk, which compiled keeps of a chunk only what goes in. The backward computes the rest again, in about the
-    time in which it could have been read back.
+    deep_chunk, or several of them one after the other, which compiled keep of a chunk only what goes in. The backward
+    computes the rest again, in about the time in which it could have been read back.
     """
-    if not torch.compiler.is_compiling():
-        return deep_chunk(*inputs)
-    return checkpoint(deep_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
+    y = []
+    for part in zip(*(repeat(None) if x is None else x.split(o.memory_chunk, dim=1) for x in (qkv, alpha, beta, mu))):
+        inputs = o, start, conv, rate, blend, *part, state
+        if torch.compiler.is_compiling():
+            y_part, new = checkpoint(deep_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
+        else:
+            y_part, new = deep_chunk(*inputs)
+        y.append(y_part)
+        state = state | new | anchored(new, start)
+    return torch.cat(y, dim=2) if len(y) > 1 else y[0], new
 
 
 def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
