@@ -29,6 +29,7 @@ Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training
     S_t         P       (B, H, Dv, Dk)      Titans' momentum; mu (B, H, T) its decay in [0, 1)
     W_2, W_1    W2, U   (.., m, Dk), (.., Dv, Dk + m)   the layers of an MLP memory, m hidden units
     B batch, H heads, T time, Dk key width, Dv value width, C chunk, N number of chunks, W width of a convolution
+    B, H may be any leading axes; the rates a, b, c, mu may have a 1 where several memories share them
 """
 import torch
 import torch.nn.functional as F
@@ -53,25 +54,25 @@ def delta_rule_ref(q, k, e, a, b, c, state=None, mu=None):
     """
     S, P = start(q, k, e, a, b, c, state, mu)
     y = []
-    for t in range(k.shape[2]):
-        write = e[:, :, t] if c is None else c[:, :, t, None] * e[:, :, t]  # (B, H, Dv)
-        write = torch.einsum('bhv,bhk->bhvk', write, k[:, :, t])            # (B, H, Dv) x (B, H, Dk) -> (B, H, Dv, Dk)
+    for t in range(k.shape[-2]):
+        write = e[..., t, :] if c is None else c[..., t, None] * e[..., t, :]   # (B, H, Dv)
+        write = torch.einsum('...v,...k->...vk', write, k[..., t, :])       # (B, H, Dv) x (B, H, Dk) -> (B, H, Dv, Dk)
         if mu is not None:
-            write = P = mu[:, :, t, None, None] * P + write
+            write = P = mu[..., t, None, None] * P + write
         if b is not None:                                                   # less what S answers already
-            old = b[:, :, t, None] * torch.einsum('bhvk,bhk->bhv', S, k[:, :, t])
-            write = write - torch.einsum('bhv,bhk->bhvk', old, k[:, :, t])
-        S = write + (S if a is None else a[:, :, t, None, None] * S)
+            old = b[..., t, None] * torch.einsum('...vk,...k->...v', S, k[..., t, :])
+            write = write - torch.einsum('...v,...k->...vk', old, k[..., t, :])
+        S = write + (S if a is None else a[..., t, None, None] * S)
         if q is not None:
-            y.append(torch.einsum('bhvk,bhk->bhv', S, q[:, :, t]))          # (B, H, Dv, Dk) x (B, H, Dk) -> (B, H, Dv)
-    return (None if q is None else torch.stack(y, dim=2)), (S if mu is None else (S, P))
+            y.append(torch.einsum('...vk,...k->...v', S, q[..., t, :]))     # (B, H, Dv, Dk) x (B, H, Dk) -> (B, H, Dv)
+    return (None if q is None else torch.stack(y, dim=-2)), (S if mu is None else (S, P))
 
 
 def start(q, k, e, a, b, c, state, mu):
     """The memory and its momentum before the first token; zeros for what is not given. Checks every shape."""
     S, P = state if mu is not None and state is not None else (state, None)
     check_shapes(q, k, e, a, b, c, mu, S, P)
-    S = k.new_zeros(*k.shape[:2], e.shape[-1], k.shape[-1]) if S is None else S
+    S = k.new_zeros(*k.shape[:-2], e.shape[-1], k.shape[-1]) if S is None else S
     return S, torch.zeros_like(S) if P is None and mu is not None else P
 
 
@@ -99,29 +100,29 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None):
     still solves the triangular system.
     """
     S, P = start(q, k, e, a, b, c, state, mu)
-    T = k.shape[2]
+    T, axis = k.shape[-2], k.dim() - 2
     assert T >= 1 and chunk_size >= 1, f'needs a token and a chunk of one, got T={T}, chunk_size={chunk_size}'
     C = min(chunk_size, T)
     if mu is not None and T % C:            # padding does not leave a momentum alone: the odd tail is its own chunk
-        whole, tail = ([None if x is None else x[:, :, part] for x in (q, k, e, a, b, c, mu)]
-                       for part in (slice(T - T % C), slice(T - T % C, T)))
+        whole, tail = ([None if x is None else x.narrow(axis, *part) for x in (q, k, e, a, b, c, mu)]
+                       for part in ((0, T - T % C), (T - T % C, T % C)))
         y1, state = delta_rule(*whole[:6], state, C, whole[6], rows)
         y2, state = delta_rule(*tail[:6], state, C, tail[6], rows)
-        return (None if q is None else torch.cat([y1, y2], dim=2)), state
+        return (None if q is None else torch.cat([y1, y2], dim=-2)), state
     with torch.autocast(k.device.type, enabled=False):
         # a token of padding keeps everything, erases nothing and writes nothing: the final state does not see it
-        parts = [cut(x, C, pad) for x, pad in ((q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0))]
+        parts = [cut(x, axis, C, pad) for x, pad in ((q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0))]
         S = S.to(parts[1].dtype)
         if mu is None:
             y, S = delta_rule_chunks(*parts[:6], S, rows)
         else:
             y, S, P = momentum_chunks(*parts, S, P.to(S.dtype), rows)
-    return (None if y is None else y.flatten(2, 3)[:, :, :T].to(e.dtype)), (S if mu is None else (S, P))
+    return (None if y is None else y.flatten(-3, -2)[..., :T, :].to(e.dtype)), (S if mu is None else (S, P))
 
 
 def delta_rule_chunks(q, k, e, a, b, c, S, rows):
     """delta_rule on whole chunks: q, k (B, H, N, C, Dk), e (B, H, N, C, Dv), a, b, c (B, H, N, C), S (B, H, Dv, Dk)."""
-    C = k.shape[3]
+    C = k.shape[-2]
     past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()       # past[t, s]: token t sees token s <= t
     decay, k_end, q_start, keep_all = past.to(k.dtype), k, q, None          # with nothing forgotten
     if a is not None:
@@ -130,7 +131,7 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows):
         decay = (g[..., :, None] - g[..., None, :]).masked_fill(~past, -torch.inf).exp()   # (B, H, N, C, C)
         k_end = (g[..., -1:] - g).exp()[..., None] * k                      # what the chunk's end holds of each write
         q_start = None if q is None else g.exp()[..., None] * q             # what each read still finds of S_0
-        keep_all = g[..., -1, None, None].exp()                             # (B, H, N, 1, 1)
+        keep_all = g[..., -1, None, None].exp().expand(*k.shape[:-2], 1, 1)     # (B, H, N, 1, 1)
 
     write = e if c is None else c[..., None] * e                            # (B, H, N, C, Dv)
     A, inverse, k_erase = None, None, None
@@ -151,7 +152,7 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows):
 
 def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     """delta_rule_chunks with momentum: mu (B, H, N, C), P (B, H, Dv, Dk) as S; returns y, S, P."""
-    C = k.shape[3]
+    C = k.shape[-2]
     past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()
     log_a, log_mu = (torch.zeros_like(mu) if x is None else x.clamp(min=1e-12).log() for x in (a, mu))
     g, h = log_a.cumsum(-1), log_mu.cumsum(-1)                                  # (B, H, N, C)
@@ -161,32 +162,38 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     before = F.pad(grown, (0, 0, 1, -1)), F.pad(carry, (0, 0, 1, -1))           # the same, a token earlier
 
     write = e if c is None else c[..., None] * e                                # (.., C, Dv)
-    ends = [x[..., -1, :, None] * k for x in (decay, grown, gather)]            # what is left at the end of each write
-    keep = [x[..., -1, None, None].exp() for x in (g, h)]
+    keep_S, keep_P = (x[..., -1, None, None].exp().unbind(-3) for x in (g, h))
+    k_decay, k_grown, k_gather = (x[..., -1, :, None] * k for x in (decay, grown, gather))  # what each write leaves
+    add_S, add_P = ((write.mT @ x).unbind(-3) for x in (k_grown, k_gather))     # (.., Dv, C) x (.., C, Dk)
     if b is not None:
         k_b = b[..., None] * k                                                  # (.., C, Dk)
-        overlap = k_b @ k.mT                                                    # (.., C, Dk) x (.., Dk, C)
+        overlap = matmul_nt(k_b, k)                                             # (.., C, Dk) x (.., Dk, C)
         inverse = unit_lower_inverse(overlap * decay * (-log_a).exp()[..., None])
         known = (overlap * before[0]) @ write                                   # what earlier writes would answer
         k_S, k_P = (g - log_a).exp()[..., None] * k_b, before[1] * k_b
+        inverse, known, k_S, k_P, k_decay = (x.unbind(-3) for x in (inverse, known, k_S, k_P, k_decay))
 
-    y = []
-    for n in range(k.shape[2]):
-        start = S
-        S = keep[0][:, :, n] * S + carry[:, :, n, -1:] * P + write[:, :, n].mT @ ends[1][:, :, n]   # (.., Dv, Dk)
+    S_starts, P_starts, erased = [], [], []
+    for n in range(k.shape[-3]):
+        S_starts.append(S)
+        P_starts.append(P)
+        S = keep_S[n] * S + carry[..., n, -1:, :] * P + add_S[n]
         if b is not None:
-            erased = k_S[:, :, n] @ start.mT + k_P[:, :, n] @ P.mT + known[:, :, n]     # (.., C, Dk) x (.., Dk, Dv)
-            erased = inverse[:, :, n] @ erased                              # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
-            S = S - erased.mT @ ends[0][:, :, n]                            # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
-        if q is not None:
-            scores = q[:, :, n] @ k[:, :, n].mT                             # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
-            y.append(g[:, :, n].exp()[..., None] * (q[:, :, n] @ start[:, :, :rows].mT)
-                     + carry[:, :, n] * (q[:, :, n] @ P[:, :, :rows].mT)
-                     + (scores * grown[:, :, n]) @ write[:, :, n, :, :rows])
-            if b is not None:
-                y[n] = y[n] - (scores * decay[:, :, n]) @ erased[..., :rows]
-        P = keep[1][:, :, n] * P + write[:, :, n].mT @ ends[2][:, :, n]
-    return (None if q is None else torch.stack(y, dim=2)), S, P
+            old = k_S[n] @ S_starts[n].mT + k_P[n] @ P.mT + known[n]            # (.., C, Dk) x (.., Dk, Dv)
+            erased.append(inverse[n] @ old)                                     # (.., C, C) x (.., C, Dv)
+            S = S - erased[n].mT @ k_decay[n]                                   # (.., Dv, C) x (.., C, Dk)
+        P = keep_P[n] * P + add_P[n]
+    if q is None:
+        return None, S, P
+
+    # the reads of all chunks: what each start still holds, what its momentum has added, and the chunk's own tokens
+    S_starts, P_starts = (torch.stack(x, dim=-3)[..., :rows, :] for x in (S_starts, P_starts))
+    scores = matmul_nt(q, k)                                                    # (.., C, Dk) x (.., Dk, C)
+    y = g.exp()[..., None] * matmul_nt(q, S_starts) + carry * matmul_nt(q, P_starts)    # (.., C, Dk) x (.., Dk, Dv)
+    y = y + (scores * grown) @ write[..., :rows]                                # (.., C, C) x (.., C, Dv)
+    if b is not None:
+        y = y - (scores * decay) @ torch.stack(erased, dim=-3)[..., :rows]
+    return y, S, P
 
 
 def unit_lower_inverse(A):
@@ -208,29 +215,29 @@ class Carry(torch.autograd.Function):
     """
     @staticmethod
     def forward(ctx, S, write, A, X, k_erase, k_end, keep):
+        w, x, k, end, kept = (None if t is None else t.unbind(-3) for t in (write, X, k_erase, k_end, keep))
         starts, n = [], []
-        for i in range(write.shape[2]):
+        for i in range(write.shape[-3]):
             starts.append(S)
-            n.append(write[:, :, i])
-            if X is not None:
-                n[i] = X[:, :, i] @ (n[i] - k_erase[:, :, i] @ S.mT)        # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
-            S = n[i].mT @ k_end[:, :, i] + (S if keep is None else keep[:, :, i] * S)   # (.., Dv, C) x (.., C, Dk)
-        starts, n = torch.stack(starts, dim=2), torch.stack(n, dim=2)
+            n.append(w[i] if X is None else x[i] @ (w[i] - k[i] @ S.mT))    # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+            S = n[i].mT @ end[i] + (S if keep is None else kept[i] * S)     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
+        starts, n = torch.stack(starts, dim=-3), torch.stack(n, dim=-3)
         ctx.save_for_backward(starts, n, X, k_erase, k_end, keep)
         return starts, n, S
 
     @staticmethod
     def backward(ctx, d_starts, dn, dS):
         starts, n, X, k_erase, k_end, keep = ctx.saved_tensors
+        x, k, end, kept = (None if t is None else t.unbind(-3) for t in (X, k_erase, k_end, keep))
         dr, d_ends = [], []                                                 # r_i: what X_i is multiplied with
-        for i in reversed(range(n.shape[2])):
+        for i in reversed(range(n.shape[-3])):
             d_ends.insert(0, dS)
-            d = dn[:, :, i] + k_end[:, :, i] @ dS.mT                        # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
-            dr.insert(0, d if X is None else X[:, :, i].mT @ d)             # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
-            dS = d_starts[:, :, i] + (dS if keep is None else keep[:, :, i] * dS)
+            d = dn.select(-3, i) + end[i] @ dS.mT                           # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+            dr.insert(0, d if X is None else x[i].mT @ d)                   # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+            dS = d_starts.select(-3, i) + (dS if keep is None else kept[i] * dS)
             if X is not None:
-                dS = dS - dr[0].mT @ k_erase[:, :, i]                       # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
-        dr, d_ends = torch.stack(dr, dim=2), torch.stack(d_ends, dim=2)
+                dS = dS - dr[0].mT @ k[i]                                   # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
+        dr, d_ends = torch.stack(dr, dim=-3), torch.stack(d_ends, dim=-3)
         dA = None if X is None else -(dr @ n.mT).tril(-1)                   # (.., C, Dv) x (.., Dv, C) -> (.., C, C)
         dk_erase = None if X is None else -dr @ starts                      # (.., C, Dv) x (.., Dv, Dk) -> (.., C, Dk)
         d_keep = None if keep is None else (d_ends * starts).sum((-2, -1), keepdim=True)
@@ -258,14 +265,14 @@ def matmul_nt(x, y):
     return MatmulNT.apply(x, y) if torch.compiler.is_compiling() else x @ y.mT
 
 
-def cut(x, C, pad):
+def cut(x, axis, C, pad):
     """(B, H, T, ...) -> (B, H, N, C, ...) in float32 or better, the last chunk filled up with pad; None stays None."""
     if x is None:
         return None
-    missing = -x.shape[2] % C
+    missing = -x.shape[axis] % C
     if missing:
-        x = F.pad(x, (0, 0) * (x.dim() - 3) + (0, missing), value=pad)
-    return at_least_float32(x).unflatten(2, (-1, C))
+        x = F.pad(x, (0, 0) * (x.dim() - axis - 1) + (0, missing), value=pad)
+    return at_least_float32(x).unflatten(axis, (-1, C))
 
 
 def at_least_float32(x):
@@ -275,13 +282,15 @@ def at_least_float32(x):
 
 def check_shapes(q, k, e, a, b, c, mu, S, P):
     """One assert per argument of delta_rule, so that a wrong call fails by name."""
-    assert k.dim() == 4, f'k must be (B, H, T, Dk), got {tuple(k.shape)}'
-    B, H, T, Dk = k.shape
+    assert k.dim() >= 3, f'k must be (B, H, T, Dk), got {tuple(k.shape)}'
+    *lead, T, Dk = k.shape
     assert q is None or q.shape == k.shape, f'q must have the shape of k {tuple(k.shape)}, got {tuple(q.shape)}'
-    assert e.shape[:3] == (B, H, T), f'e must be (B, H, T, Dv) = ({B}, {H}, {T}, Dv), got {tuple(e.shape)}'
+    assert e.shape[:-1] == k.shape[:-1], f'e must be (B, H, T, Dv) = {(*lead, T)} and Dv, got {tuple(e.shape)}'
     for name, x in (('a', a), ('b', b), ('c', c), ('mu', mu)):
-        assert x is None or x.shape == (B, H, T), f'{name} must be (B, H, T) = ({B}, {H}, {T}), got {tuple(x.shape)}'
-    want = (B, H, e.shape[-1], Dk)
+        fits = x is None or x.dim() == len(lead) + 1 and x.shape[-1] == T
+        assert fits and (x is None or all(n in (1, m) for n, m in zip(x.shape, lead))), \
+            f'{name} must be (B, H, T) = {(*lead, T)}, got {tuple(x.shape)}'
+    want = (*lead, e.shape[-1], Dk)
     for name, x in (('state', S), ('momentum', P)):
         assert x is None or x.shape == want, f'{name} must be (B, H, Dv, Dk) = {want}, got {tuple(x.shape)}'
 

@@ -264,7 +264,8 @@ class SelfModifyingTitans(Recurrent):
         sizes = [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
         # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros
         for part in zip(*(repeat(None) if x is None else x.split(sizes, dim=1) for x in inputs)):
-            y_part, new = lean_chunks(self.config, start, self.conv, self.rate, self.blend, *part, state)
+            rates = self.rate.expand(-(-part[0].shape[1] // C), -1, -1)
+            y_part, new = lean_chunks(self.config, start, self.conv, rates, self.blend, *part, state)
             y.append(y_part)
             state = state | new
             place = (place + part[0].shape[1]) % self.config.projection_chunk
@@ -293,13 +294,18 @@ def anchored(state, start):
     return {f'{name}_xi': state[name] for name in start}
 
 
-def lean_chunks(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
+def lean_chunks(o, start, conv, rates, blend, qkv, alpha, beta, mu, state):
     """
     deep_chunk, or several of them one after the other, which compiled keep of a chunk only what goes in. The backward
     computes the rest again, in about the time in which it could have been read back.
+
+    Two things let it compute one chunk again at a time, and not all of them first, which is more than the cache holds:
+    what a chunk returns is no view (a view is not kept for the next chunk), and rates (n, H, 2 + M) is rate once for
+    each chunk (the sum of its gradients would be fused with its terms, of which the last comes from the first chunk).
     """
     y = []
-    for part in zip(*(repeat(None) if x is None else x.split(o.memory_chunk, dim=1) for x in (qkv, alpha, beta, mu))):
+    parts = zip(*(repeat(None) if x is None else x.split(o.memory_chunk, dim=1) for x in (qkv, alpha, beta, mu)))
+    for rate, part in zip(rates.unbind(), parts):
         inputs = o, start, conv, rate, blend, *part, state
         if torch.compiler.is_compiling():
             y_part, new = checkpoint(deep_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -426,10 +432,9 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
 
 def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):
     """Write c of e at k in the memory of that name, and read its first rows with q -> y, {name: its new state}."""
-    S, P, shape = state[name], state.get(f'{name}_p'), state[name].shape
-    if k.dim() == 5:                                                                # (B, H, M, ..) -> (B, H M, ..)
-        alpha, mu = (None if x is None else x.repeat_interleave(shape[2], dim=1) for x in (alpha, mu))
-        S, P, k, e, c = (None if x is None else x.flatten(1, 2) for x in (S, P, k, e, c))
+    S, P = state[name], state.get(f'{name}_p')
+    if k.dim() == 5:                                                                # (B, H, M, ..)
+        alpha, mu = (None if x is None else x[:, :, None] for x in (alpha, mu))
     b = None if not erase else erase * (c if alpha is None else alpha * c)
     c = c if mu is None else c * (1 - mu)           # a write adds up to 1 / (1 - mu) of itself, what is erased does not
     before = q is not None and o.memory_read == 'before'
@@ -442,7 +447,7 @@ def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):
     y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), size, mu, rows)
     y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
     S, P = (S, None) if mu is None else S
-    return y, {name: S.view(shape)} | ({} if mu is None else {f'{name}_p': P.view(shape)})
+    return y, {name: S} | ({} if mu is None else {f'{name}_p': P})
 
 
 MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, SelfModifyingTitans) | {'attention': Attention}

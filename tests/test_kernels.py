@@ -63,6 +63,24 @@ def test_reading_some_rows():
         assert_near('y', some, every[..., :3], 1e-12)
 
 
+@pytest.mark.parametrize('momentum', [False, True])
+@pytest.mark.parametrize('f', [lambda *args: delta_rule_ref(*args[:7], mu=args[7]),
+                               lambda *args: delta_rule(*args[:7], chunk_size=8, mu=args[7])], ids=['loop', 'chunks'])
+def test_memories_that_share_their_rates(f, momentum):
+    """(B, H, M, T, D) with rates (B, H, 1, T): M memories for each head, which could as well be heads themselves."""
+    q, k, e, _, _, _, S = example(2, 3 * 2, 21, 4, torch.float64)
+    a, b, c = example(2, 3, 21, 4, torch.float64)[3:6]
+
+    def results(heads, rate):
+        start, mu = ((heads(S), heads(S)), rate(torch.sigmoid(a))) if momentum else (heads(S), None)
+        y, end = f(*(heads(x) for x in (q, k, e)), *(rate(x) for x in (a, b, c)), start, mu)
+        found = [x.reshape(2, 6, *x.shape[-2:]) for x in (y, *(end if momentum else (end,)))]
+        return found + list(torch.autograd.grad(sum(x.cos().sum() for x in found), (q, k, e, a, b, c, S)))
+    apart = results(lambda x: x, lambda x: x.repeat_interleave(2, dim=1))
+    for got, want in zip(results(lambda x: x.unflatten(1, (3, 2)), lambda x: x[:, :, None]), apart):
+        assert_near('memories of a head', got, want, 1e-12)
+
+
 @pytest.mark.parametrize('rates', ['...', 'a..', '.b.', '..c', 'ab.', 'a.c', '.bc', 'abc'])
 @pytest.mark.parametrize('with_state', [False, True])
 def test_left_out_rates_are_one_zero_one(rates, with_state):

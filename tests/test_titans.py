@@ -145,6 +145,12 @@ def test_cell_equals_token_loop(switch):
     check_cell(*deep_layer(**switch))
 
 
+def test_several_chunks_a_call_equal_token_loop():
+    """A long sequence of few rows: 65 tokens are 32 chunks, two to a call, and a rest."""
+    layer, _ = deep_layer(memory_chunk=2)
+    check_cell(layer, torch.randn(1, 65, 12, dtype=torch.float64))
+
+
 @pytest.mark.parametrize('mixer', ['titans', 'ttt_mlp'])
 def test_relatives_equal_token_loop(mixer):
     check_cell(*deep_layer(mixer))
@@ -273,17 +279,21 @@ slow = pytest.mark.skipif(not os.environ.get('NL_SLOW'), reason='compiles for mi
 
 def output_and_gradients(f, layer, x, autocast=False):
     with torch.autocast('cpu', dtype=torch.bfloat16, enabled=autocast):
-        y, _ = f(x[:, :8])
+        y, _ = f(x)
     return [y, *torch.autograd.grad(y.to(x.dtype).cos().sum(), [x, *layer.parameters()])]
 
 
 @slow
-@pytest.mark.parametrize('dtype, tolerance', [(torch.float64, 1e-9), (torch.float32, 1e-5)])
-def test_compiled_equals_eager(dtype, tolerance):
-    """Only the common body of the chunks is compiled, once: the first chunk and those after it share the graph."""
+@pytest.mark.parametrize('dtype, tolerance, T, chunk', [(torch.float64, 1e-9, 8, 4), (torch.float32, 1e-5, 8, 4),
+                                                        (torch.float64, 1e-9, 64, 2)])
+def test_compiled_equals_eager(dtype, tolerance, T, chunk):
+    """
+    Only the common body of the chunks is compiled, once: the first chunk and those after it share the graph. Of the 32
+    chunks of 64 tokens, two are one call.
+    """
     torch._dynamo.reset()
-    layer, x = deep_layer()
-    layer, x = layer.to(dtype), x.to(dtype).requires_grad_()
+    layer, _ = deep_layer(memory_chunk=chunk)
+    layer, x = layer.to(dtype), torch.randn(2, T, 12, dtype=dtype, requires_grad=True)
     results = [output_and_gradients(f, layer, x) for f in (layer, compiled(layer))]
     for i, (want, got) in enumerate(zip(*results)):
         assert_near(i, got, want, tolerance)
@@ -294,7 +304,7 @@ def test_compiled_in_bfloat16_is_as_near_to_float32_as_eager():
     """Outputs to 2 %. Gradients of so small a layer are up to 6 % off in eager mode; compiling adds little to that."""
     torch._dynamo.reset()
     layer, x = deep_layer()
-    layer, x = layer.float(), x.float().requires_grad_()
+    layer, x = layer.float(), x[:, :8].float().requires_grad_()
     want, *results = (output_and_gradients(f, layer, x, autocast)
                       for f, autocast in ((layer, False), (layer, True), (compiled(layer), True)))
     (_, *eager), (output, *fast) = ([*map(difference, result, want)] for result in results)
