@@ -287,9 +287,9 @@ def check_shapes(q, k, e, a, b, c, mu, S, P):
     assert q is None or q.shape == k.shape, f'q must have the shape of k {tuple(k.shape)}, got {tuple(q.shape)}'
     assert e.shape[:-1] == k.shape[:-1], f'e must be (B, H, T, Dv) = {(*lead, T)} and Dv, got {tuple(e.shape)}'
     for name, x in (('a', a), ('b', b), ('c', c), ('mu', mu)):
-        fits = x is None or x.dim() == len(lead) + 1 and x.shape[-1] == T
-        assert fits and (x is None or all(n in (1, m) for n, m in zip(x.shape, lead))), \
-            f'{name} must be (B, H, T) = {(*lead, T)}, got {tuple(x.shape)}'
+        if x is not None:
+            fits = x.dim() == k.dim() - 1 and x.shape[-1] == T and all(n in (1, m) for n, m in zip(x.shape, lead))
+            assert fits, f'{name} must be (B, H, T) = {(*lead, T)}, got {tuple(x.shape)}'
     want = (*lead, e.shape[-1], Dk)
     for name, x in (('state', S), ('momentum', P)):
         assert x is None or x.shape == want, f'{name} must be (B, H, Dv, Dk) = {want}, got {tuple(x.shape)}'
