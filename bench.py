@@ -139,7 +139,6 @@ def train(bench, knobs, device, dtype, ceiling):
     """A training step of every mixer at every length, forward and backward."""
     rows, parameters, autocast = [], equal_model('hope', knobs).num_params(), in_bf16(device, dtype)
     to_compile = bench.compile.split(',')
-    torch._dynamo.config.automatic_dynamic_shapes = False       # a shape is compiled for itself, as in training
     print(f"\ntraining, forward and backward, {parameters:,} parameters each; x is the time of the first one's step")
     print('      T  mixer            compiled  threads  first s       ms     tok/s      x  GFLOP/s    share     MiB')
     for T in numbers('lengths', bench.lengths):
