@@ -280,12 +280,12 @@ class SelfModifyingTitans(Recurrent):
         """Forward FLOPs per token beyond the weights, half a piece's keys seen on average; momentum is not counted."""
         H, M, d, m = self.W1_0.shape
         M, R = M - 1, self.starts()['W2'].shape[1]
-        C_W2, C_U, C_W1 = (min(T, self.config.memory_chunk, self.chunk_size, width) / 2 for width in (d, d + m, m))
+        C = min(T, self.config.memory_chunk, self.chunk_size)
         generate = 2 * M * d * m
         compare = 3 * d * R + 2 * d * d + 4 * (1 + M) * d * m       # at the value, at the key, and from the start
-        write_W2 = 2 * d * R + 2 * d * m + C_W2 * (2 * d + R + m)   # products with the state, and within the chunk
-        write_U = 3 * d * (d + m) + d * m + C_U * (4 * d + 2 * m)
-        write_W1 = M * (2 * d * m + C_W1 * (d + m))
+        write_W2 = 2 * d * R + 2 * d * m + C / 2 * (2 * d + R + m)     # products with the state, and within the chunk
+        write_U = 3 * d * (d + m) + d * m + C / 2 * (4 * d + 2 * m)
+        write_W1 = M * (2 * d * m + C / 2 * (d + m))
         return 2 * H * (generate + compare + write_W2 + write_U + write_W1)
 
 
@@ -441,10 +441,8 @@ def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):
     if before:                                      # the memory before token t is the one after token t - 1
         first = q[:, :, :1] @ S[:, :, :rows].mT                                     # (.., 1, Dk) x (.., Dk, rows)
         q = torch.cat([q[:, :, 1:], q[:, :, -1:]], dim=2)
-    # in pieces of chunk_size: masks and inverses of a whole memory_chunk cost more than the calls that they save. Of no
-    # more tokens than the key is wide, or the inverse is larger than the memory
-    size = min(o.chunk_size, k.shape[-1])
-    y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), size, mu, rows)
+    # in pieces of chunk_size: masks and inverses of a whole memory_chunk cost more than the calls that they save
+    y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), o.chunk_size, mu, rows)
     y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
     S, P = (S, None) if mu is None else S
     return y, {name: S} | ({} if mu is None else {f'{name}_p': P})
