@@ -198,7 +198,7 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
 
 def unit_lower_inverse(A):
     """(..., C, C) -> (I + A)^-1 for the strictly lower part of A; what stands on and above its diagonal is not read."""
-    # laid out by columns, as the solver copies it and solves in the copy; by rows, copying would take as long as solving
+    # laid out by columns, like the copy that the solver makes and solves in: else that takes as long as all the rest
     eye = torch.eye(A.shape[-1], dtype=A.dtype, device=A.device).mT.expand_as(A)
     # X (I + A) = I takes half to three quarters of the time of (I + A) X = I
     return torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True, left=False)
