@@ -320,8 +320,8 @@ def compiled(model):
     """
     torch.compile'd. On a CPU the code that calls the kernels is C++ as well: a chunk is many small calls, and made from
     Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can.
-    Every shape is compiled for itself: code for any length compiles for minutes and is slower. torch checks shapes before
-    it calls compiled code; that code would check them again.
+    Every shape is compiled for itself: code for any length compiles for minutes and is slower. torch checks shapes
+    before it calls compiled code; that code would check them again.
     """
     on_cpu = next(model.parameters()).device.type == 'cpu'
     logging.getLogger('torch._inductor.ir').setLevel(logging.ERROR)
