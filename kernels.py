@@ -80,10 +80,11 @@ def start(q, k, e, a, b, c, state, mu):
 # the same numbers, chunk-parallel
 
 
-def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None):
+def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None, answers=None):
     """
     delta_rule_ref's arguments and results, computed chunk_size tokens at a time. rows: how many of the first rows of S
-    are read, y (B, H, T, rows); None reads all of them.
+    are read, y (B, H, T, rows); None reads all of them. answers (B, H, T, Dv): what the given state answers to every
+    key, k S^T, from one who has it and erases (b); the first chunk then need not ask. Not with momentum.
 
     With g_t = log a_1 + ... + log a_t counted from the chunk's start, and S_0 the memory there, the recurrence is
         S_t = exp(g_t) S_0 + sum_{s<=t} exp(g_t - g_s) n_s k_s^T,       n_t = c_t e_t - b_t S_{t-1} k_t
@@ -102,6 +103,8 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None):
     S, P = start(q, k, e, a, b, c, state, mu)
     T, axis = k.shape[-2], k.dim() - 2
     assert T >= 1 and chunk_size >= 1, f'needs a token and a chunk of one, got T={T}, chunk_size={chunk_size}'
+    assert answers is None or answers.shape == e.shape and b is not None and mu is None, \
+        'answers have the shape of e, and are of use where something is erased, without momentum'
     C = min(chunk_size, T)
     if mu is not None and T % C:            # padding does not leave a momentum alone: the odd tail is its own chunk
         whole, tail = ([None if x is None else x.narrow(axis, *part) for x in (q, k, e, a, b, c, mu)]
@@ -111,17 +114,21 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None):
         return (None if q is None else torch.cat([y1, y2], dim=-2)), state
     with torch.autocast(k.device.type, enabled=False):
         # a token of padding keeps everything, erases nothing and writes nothing: the final state does not see it
-        parts = [cut(x, axis, C, pad) for x, pad in ((q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0))]
+        pads = (q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0), (answers, 0)
+        *parts, mu, answers = (cut(x, axis, C, pad) for x, pad in pads)
         S = S.to(parts[1].dtype)
         if mu is None:
-            y, S = delta_rule_chunks(*parts[:6], S, rows)
+            y, S = delta_rule_chunks(*parts, S, rows, answers)
         else:
-            y, S, P = momentum_chunks(*parts, S, P.to(S.dtype), rows)
+            y, S, P = momentum_chunks(*parts, mu, S, P.to(S.dtype), rows)
     return (None if y is None else y.flatten(-3, -2)[..., :T, :].to(e.dtype)), (S if mu is None else (S, P))
 
 
-def delta_rule_chunks(q, k, e, a, b, c, S, rows):
-    """delta_rule on whole chunks: q, k (B, H, N, C, Dk), e (B, H, N, C, Dv), a, b, c (B, H, N, C), S (B, H, Dv, Dk)."""
+def delta_rule_chunks(q, k, e, a, b, c, S, rows, answers):
+    """
+    delta_rule on whole chunks: q, k (B, H, N, C, Dk), e, answers (B, H, N, C, Dv), a, b, c (B, H, N, C),
+    S (B, H, Dv, Dk).
+    """
     C = k.shape[-2]
     past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()       # past[t, s]: token t sees token s <= t
     decay, k_end, q_start, keep_all = past.to(k.dtype), k, q, None          # with nothing forgotten
@@ -136,10 +143,14 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows):
     write = e if c is None else c[..., None] * e                            # (B, H, N, C, Dv)
     A, inverse, k_erase = None, None, None
     if b is not None:
-        k_erase = (b if a is None else b / a)[..., None] * k                # (B, H, N, C, Dk)
-        A = matmul_nt(k_erase, k) * decay                                   # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+        erase = b if a is None else b / a                                   # (B, H, N, C)
+        A = matmul_nt(erase[..., None] * k, k) * decay                      # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
         inverse = unit_lower_inverse(A)
-        k_erase = k_erase if a is None else g.exp()[..., None] * k_erase
+        erase = (erase if a is None else g.exp() * erase)[..., None]        # what of S_0's answers is erased
+        k_erase = erase * k                                                 # (B, H, N, C, Dk)
+        if answers is not None:             # by a mask: the first chunk cut off and put back would be one copy more
+            first = (torch.arange(k.shape[-3], device=k.device) == 0)[:, None, None]
+            write, k_erase = write - torch.where(first, erase * answers, 0), k_erase[..., 1:, :, :]
 
     starts, writes, S = Carry.apply(S, write, A, inverse, k_erase, k_end, keep_all)
     if q is None:
@@ -208,6 +219,7 @@ class Carry(torch.autograd.Function):
     """
     What goes from chunk to chunk in delta_rule_chunks. With S_0 = S, for chunk i of N:
         n_i = X_i (write_i - k_erase_i S_i^T),  S_{i+1} = keep_i S_i + n_i^T k_end_i
+    (k_erase may start with chunk 1: then what chunk 0 erases has been taken from its write)
     returns all S_i but the last (B, H, N, Dv, Dk), all n_i (B, H, N, C, Dv), and the last S (B, H, Dv, Dk)
 
     Its own backward, because only three products per chunk need the gradient of what comes after; the others are one
@@ -217,10 +229,11 @@ class Carry(torch.autograd.Function):
     @staticmethod
     def forward(ctx, S, write, A, X, k_erase, k_end, keep):
         w, x, k, end, kept = (None if t is None else t.unbind(-3) for t in (write, X, k_erase, k_end, keep))
-        starts, n = [], []
-        for i in range(write.shape[-3]):
+        starts, n, done = [], [], 0 if X is None else len(w) - len(k)       # done: how many have erased already
+        for i in range(len(w)):
             starts.append(S)
-            n.append(w[i] if X is None else x[i] @ (w[i] - k[i] @ S.mT))    # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+            r = w[i] if X is None or i < done else w[i] - k[i - done] @ S.mT    # (.., C, Dk) x (.., Dk, Dv)
+            n.append(r if X is None else x[i] @ r)                          # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
             S = n[i].mT @ end[i] + (S if keep is None else kept[i] * S)     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
         starts, n = torch.stack(starts, dim=-3), torch.stack(n, dim=-3)
         ctx.save_for_backward(starts, n, X, k_erase, k_end, keep)
@@ -230,17 +243,18 @@ class Carry(torch.autograd.Function):
     def backward(ctx, d_starts, dn, dS):
         starts, n, X, k_erase, k_end, keep = ctx.saved_tensors
         x, k, end, kept = (None if t is None else t.unbind(-3) for t in (X, k_erase, k_end, keep))
+        done = 0 if X is None else len(x) - len(k)
         dr, d_ends = [], []                                                 # r_i: what X_i is multiplied with
         for i in reversed(range(n.shape[-3])):
             d_ends.insert(0, dS)
             d = dn.select(-3, i) + end[i] @ dS.mT                           # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
             dr.insert(0, d if X is None else x[i].mT @ d)                   # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
             dS = d_starts.select(-3, i) + (dS if keep is None else kept[i] * dS)
-            if X is not None:
-                dS = dS - dr[0].mT @ k[i]                                   # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
+            if X is not None and i >= done:
+                dS = dS - dr[0].mT @ k[i - done]                            # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
         dr, d_ends = torch.stack(dr, dim=-3), torch.stack(d_ends, dim=-3)
         dA = None if X is None else -(dr @ n.mT).tril(-1)                   # (.., C, Dv) x (.., Dv, C) -> (.., C, C)
-        dk_erase = None if X is None else -dr @ starts                      # (.., C, Dv) x (.., Dv, Dk) -> (.., C, Dk)
+        dk_erase = None if X is None else -dr[..., done:, :, :] @ starts[..., done:, :, :]      # (.., C, Dv) x (Dv, Dk)
         d_keep = None if keep is None else (d_ends * starts).sum((-2, -1), keepdim=True)
         return dS, dr, dA, None, dk_erase, n @ d_ends, d_keep
 

@@ -265,7 +265,7 @@ class SelfModifyingTitans(Recurrent):
         # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros
         for part in zip(*(repeat(None) if x is None else x.split(sizes, dim=1) for x in inputs)):
             rates = self.rate.expand(-(-part[0].shape[1] // C), -1, -1)
-            y_part, new = lean_chunks(self.config, start, self.conv, rates, self.blend, *part, state)
+            y_part, new = lean_chunks(self.config, start, self.conv, rates, self.blend, *part, state, place == 0)
             y.append(y_part)
             state = state | new
             place = (place + part[0].shape[1]) % self.config.projection_chunk
@@ -283,9 +283,10 @@ class SelfModifyingTitans(Recurrent):
         C = min(T, self.config.memory_chunk, self.chunk_size)
         generate = 2 * M * d * m
         compare = 3 * d * R + 2 * d * d + 4 * (1 + M) * d * m       # at the value, at the key, and from the start
-        write_W2 = 2 * d * R + 2 * d * m + C / 2 * (2 * d + R + m)     # products with the state, and within the chunk
-        write_U = 3 * d * (d + m) + d * m + C / 2 * (4 * d + 2 * m)
-        write_W1 = M * (2 * d * m + C / 2 * (d + m))
+        erase = 1 - C / min(T, self.config.memory_chunk)            # the first piece's answers are those compared
+        write_W2 = (1 + erase) * d * R + 2 * d * m + C / 2 * (2 * d + R + m)   # with the state, and within the chunk
+        write_U = (2 + erase) * d * (d + m) + d * m + C / 2 * (4 * d + 2 * m)
+        write_W1 = M * ((1 + erase) * d * m + C / 2 * (d + m))
         return 2 * H * (generate + compare + write_W2 + write_U + write_W1)
 
 
@@ -294,7 +295,7 @@ def anchored(state, start):
     return {f'{name}_xi': state[name] for name in start}
 
 
-def lean_chunks(o, start, conv, rates, blend, qkv, alpha, beta, mu, state):
+def lean_chunks(o, start, conv, rates, blend, qkv, alpha, beta, mu, state, fresh):
     """
     deep_chunk, or several of them one after the other, which compiled keep of a chunk only what goes in. The backward
     computes the rest again, in about the time in which it could have been read back.
@@ -306,7 +307,7 @@ def lean_chunks(o, start, conv, rates, blend, qkv, alpha, beta, mu, state):
     y = []
     parts = zip(*(repeat(None) if x is None else x.split(o.memory_chunk, dim=1) for x in (qkv, alpha, beta, mu)))
     for rate, part in zip(rates.unbind(), parts):
-        inputs = o, start, conv, rate, blend, *part, state
+        inputs = o, start, conv, rate, blend, *part, state, fresh
         if torch.compiler.is_compiling():
             y_part, new = checkpoint(deep_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -316,7 +317,7 @@ def lean_chunks(o, start, conv, rates, blend, qkv, alpha, beta, mu, state):
     return torch.cat(y, dim=2) if len(y) > 1 else y[0], new
 
 
-def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
+def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state, fresh):
     """
     One chunk, or a part of one, of SelfModifyingTitans: generate, compare, write, read.
 
@@ -326,6 +327,7 @@ def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
     qkv                 (B, C, 3 D) what the streams are made of
     alpha, beta, mu     (B, C, H) the gates before their sigmoid; alpha None forgets nothing, mu None is no momentum
     state               the difference of every memory from its start, now and (_xi) at the chunk's start; conv the tail
+    fresh               whether now is the chunk's start, for every memory
     returns y (B, H, C, d), and the differences and the tail after the last token
     """
     q, z, v, tail = qkv_streams(qkv, conv, state['conv'], o.n_head)
@@ -350,7 +352,8 @@ def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
 
     # compare: what each layer should answer to its input, and does. Output layers erase by DGD and by the objective
     erase_W2, erase = int(o.dgd), o.dgd + (o.objective == 'l2_now')
-    x, h, e_W2, e_U, e_W1 = to_write(o, start, xi, blend, k, v, erase_W2, erase)
+    x, h, e_W2, e_U, e_W1, answers = to_write(o, start, xi, blend, k, v, erase_W2, erase)
+    answers = answers if fresh and mu is None else {}
 
     # step sizes, as shares of the proximal step 1 / |input|^2; above 1 a token flips what is stored. The errors of a
     # chunk are all taken before one of them is followed: 2 / C keeps C equal ones from overshooting if erasing does not
@@ -364,17 +367,17 @@ def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state):
     # write, and read: first the hidden layer, then the output layer
     if o.memory_read == 'start':
         y = mlp_memory(xi['W2'][:, :, :m], xi['U'], q)[0]
-        _, new = write(o, state, 'W2', None, k, e_W2, alpha, erase_W2, c_W2, mu)
-        new |= write(o, state, 'U', None, x, e_U, alpha, erase, c_U, mu)[1]
+        _, new = write(o, state, 'W2', None, k, e_W2, alpha, erase_W2, c_W2, mu, answers)
+        new |= write(o, state, 'U', None, x, e_U, alpha, erase, c_U, mu, answers)[1]
     else:
-        u, new = write(o, state, 'W2', q, k, e_W2, alpha, erase_W2, c_W2, mu, rows=m)
+        u, new = write(o, state, 'W2', q, k, e_W2, alpha, erase_W2, c_W2, mu, answers, rows=m)
         x_q = torch.cat([q, hidden(u + q @ start['W2'][:, :m].mT)], dim=-1)         # (B, H, C, d + m)
-        y, new_U = write(o, state, 'U', x_q, x, e_U, alpha, erase, c_U, mu)
+        y, new_U = write(o, state, 'U', x_q, x, e_U, alpha, erase, c_U, mu, answers)
         y, new = y + x_q[..., d:] @ start['U'][..., d:].mT, new | new_U             # (.., C, m) x (.., m, d)
     if made:
         c_W1 = out_most * write_rate(beta[:, :, None], o.gate_floor, rate[:, 2:, None])         # (B, H, M, C)
         c_W1 = c_W1 / h.square().sum(-1).clamp(min=1e-6)
-        new |= write(o, state, 'W1', None, h, e_W1, alpha, erase, c_W1, mu)[1]
+        new |= write(o, state, 'W1', None, h, e_W1, alpha, erase, c_W1, mu, answers)[1]
     return y, new | {'conv': tail.to(state['conv'].dtype)}
 
 
@@ -393,7 +396,7 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
     What every layer is to write at the keys k (B, H, C, d): the inner gradient at the chunk's start, without its outer
     product with the layer's input, and relative to the learned start where what is there is erased.
     returns the output layers' inputs x (B, H, C, d + m), h (B, H, M, C, m); e_W2 (B, H, C, R), e_U (B, H, C, d),
-    e_W1 (B, H, M, C, d)
+    e_W1 (B, H, M, C, d); and where something is erased, what the differences xi - start answer, of the same shapes
     """
     C, d, M = *k.shape[2:], len(generated(o))
     m = start['U'].shape[-1] - d
@@ -420,18 +423,25 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
     e_W2 = torch.cat([e_hidden, torch.tanh(gates_v) - regress * gates_k], dim=-1)   # (B, H, C, R)
 
     # what is erased is all that a layer answers, its start's part included; a first layer moves from where it is
+    answers = {}
     if erase_W2:
-        e_W2 = e_W2 + matmul_nt(k, xi['W2'] - start['W2'])                          # (.., C, d) x (.., d, R)
+        answers['W2'] = matmul_nt(k, xi['W2'] - start['W2'])                        # (.., C, d) x (.., d, R)
+        e_W2 = e_W2 + answers['W2']
     if erase:
         skip = torch.where(read, 0, k[:, :, None])                                  # what is read starts without U k
-        e = e - erase * (skip + h @ reads_hidden(start, d).mT)                      # (.., C, m) x (.., m, d)
+        y_start = skip + h @ reads_hidden(start, d).mT                              # (.., C, m) x (.., m, d)
+        e, moved = e - erase * y_start, y_k - y_start
+        answers |= {'U': moved[:, :, 0], 'W1': moved[:, :, 1:]}
     e_U, e_W1 = e.tensor_split([1], dim=2)
     h_mem, h = h.tensor_split([1], dim=2)
-    return torch.cat([k, h_mem[:, :, 0]], dim=-1), h, e_W2, e_U[:, :, 0], e_W1
+    return torch.cat([k, h_mem[:, :, 0]], dim=-1), h, e_W2, e_U[:, :, 0], e_W1, answers
 
 
-def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):
-    """Write c of e at k in the memory of that name, and read its first rows with q -> y, {name: its new state}."""
+def write(o, state, name, q, k, e, alpha, erase, c, mu, answers, rows=None):
+    """
+    Write c of e at k in the memory of that name, and read its first rows with q -> y, {name: its new state}.
+    answers: what the memories answer to k before that, by name, as far as it is known.
+    """
     S, P = state[name], state.get(f'{name}_p')
     if k.dim() == 5:                                                                # (B, H, M, ..)
         alpha, mu = (None if x is None else x[:, :, None] for x in (alpha, mu))
@@ -442,7 +452,7 @@ def write(o, state, name, q, k, e, alpha, erase, c, mu, rows=None):
         first = q[:, :, :1] @ S[:, :, :rows].mT                                     # (.., 1, Dk) x (.., Dk, rows)
         q = torch.cat([q[:, :, 1:], q[:, :, -1:]], dim=2)
     # in pieces of chunk_size: masks and inverses of a whole memory_chunk cost more than the calls that they save
-    y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), o.chunk_size, mu, rows)
+    y, S = delta_rule(q, k, e, alpha, b, c, S if mu is None else (S, P), o.chunk_size, mu, rows, answers.get(name))
     y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
     S, P = (S, None) if mu is None else S
     return y, {name: S} | ({} if mu is None else {f'{name}_p': P})

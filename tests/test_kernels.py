@@ -63,6 +63,26 @@ def test_reading_some_rows():
         assert_near('y', some, every[..., :3], 1e-12)
 
 
+@pytest.mark.parametrize('T, C', [(5, 8), (8, 8), (21, 8)])
+@pytest.mark.parametrize('forget', [False, True])
+def test_answers_that_are_known_are_not_asked_for(T, C, forget):
+    """One chunk, an odd one, several: the same results, and the same gradients by way of the answers."""
+    inputs = example(2, 2, T, 4, torch.float64)
+    q, k, e, a, b, c, S = inputs
+    leaves = [x for x in inputs if forget or x is not a]
+
+    def results(answers):
+        y, end = delta_rule(q, k, e, a if forget else None, b, c, S, C, answers=answers)
+        return [y, end, *torch.autograd.grad((y * torch.linspace(-1, 1, T)[:, None]).sum() + end.cos().sum(), leaves)]
+    known = results(k @ S.mT)                                           # (B, H, T, Dk) x (B, H, Dk, Dv)
+    for got, want in zip(known, results(None)):
+        assert_near('answers', got, want, 1e-12)
+    wrong = k @ S.mT + 1
+    wrong[:, :, C:] = torch.nan
+    y, _ = delta_rule(q, k, e, a, b, c, S, C, answers=wrong)
+    assert y.isfinite().all() and not torch.allclose(y, known[0])       # used in the first chunk, and only there
+
+
 @pytest.mark.parametrize('momentum', [False, True])
 @pytest.mark.parametrize('f', [lambda *args: delta_rule_ref(*args[:7], mu=args[7]),
                                lambda *args: delta_rule(*args[:7], chunk_size=8, mu=args[7])], ids=['loop', 'chunks'])

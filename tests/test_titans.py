@@ -284,12 +284,13 @@ def output_and_gradients(f, layer, x, autocast=False):
 
 
 @slow
-@pytest.mark.parametrize('dtype, tolerance, T, chunk', [(torch.float64, 1e-9, 8, 4), (torch.float32, 1e-5, 8, 4),
+@pytest.mark.parametrize('dtype, tolerance, T, chunk', [(torch.float64, 1e-9, 8, 4), (torch.float32, 1e-5, 12, 4),
                                                         (torch.float64, 1e-9, 64, 2)])
 def test_compiled_equals_eager(dtype, tolerance, T, chunk):
     """
     Only the common body of the chunks is compiled, once: the first chunk and those after it share the graph. Of the 32
-    chunks of 64 tokens, two are one call.
+    chunks of 64 tokens, two are one call. In float32 12 tokens: over the first 8 here, what `blend` is taught almost
+    cancels, so that eager mode itself is 1.5e-5 away from float64.
     """
     torch._dynamo.reset()
     layer, _ = deep_layer(memory_chunk=chunk)
