@@ -64,9 +64,6 @@ def linear(x, W):
     return F.linear(x, W) if W.dim() == 2 else x @ W.mT.to(x.dtype)         # (B, T, n) x (B, n, m)
 
 
-PIECE = 4096        # tokens of a sequence that pass an MLP at once: 16,384 take 5 % of hope's time less on a CPU
-
-
 class MLP(nn.Module):
     """One level: SwiGLU, two thirds of the usual 4 D hidden width, because it has three matrices, not two."""
     def __init__(self, D, h):
@@ -77,8 +74,6 @@ class MLP(nn.Module):
 
     def forward(self, x, up=None, out=None):
         """x (B, T, D) -> (B, T, D); up (B, 2 h, D), out (B, D, h): weights of each stream in the place of its own."""
-        if x.shape[1] > PIECE and up is None:                   # Erasing counts its tokens, so they stay together
-            return torch.cat([self(piece) for piece in x.split(PIECE, dim=1)], dim=1)           # (B, T, D)
         x = self.norm(x)
         gate, value = (self.up(x) if up is None else linear(x, up)).chunk(2, dim=-1)            # two of (B, T, h)
         x = F.silu(gate) * value

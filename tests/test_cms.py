@@ -63,24 +63,6 @@ def test_the_chain_is_what_its_docstring_says(topology):
     assert sum(level.out.weight.shape[1] for level in chain.levels) == 32, 'the width of one MLP, split'
 
 
-def test_a_long_sequence_passes_an_mlp_in_pieces(monkeypatch):
-    """The same output and gradients; weights of a stream's own take a sequence whole, as their rule counts its tokens."""
-    level, x = tiny().blocks[0].cms.levels[0], torch.randn(2, 11, 8, dtype=torch.float64, requires_grad=True)
-    up, out = (w.expand(2, -1, -1) for w in (level.up.weight, level.out.weight))
-
-    def results(*own):
-        y = level(x, *own)
-        return [y, *torch.autograd.grad(y.cos().sum(), [x, *level.parameters()])]
-    whole = results()
-    monkeypatch.setattr(cms, 'PIECE', 4)
-    sizes = []
-    level.norm.register_forward_hook(lambda module, args, y: sizes.append(y.shape[1]))
-    for got in (results(), results(up, out)):
-        for a, b in zip(got, whole):
-            assert_near('pieces', a, b, 1e-12)
-    assert sizes == [4, 4, 3, 11]
-
-
 @pytest.mark.parametrize('options, named', [
     (dict(cms_periods='1,x'), 'cms_periods'), (dict(cms_periods='2,3'), 'multiple'), (dict(cms_periods='0'), 'periods'),
     (dict(cms_chunks='8,4'), 'multiple'), (dict(cms_chunks='0,8'), 'fastest'), (dict(cms_chunks='8,,9'), 'cms_chunks'),
