@@ -348,7 +348,18 @@ class Cores:
         if kind in self.seen:
             return self.pool.map(f, parts)
         self.seen.add(kind)
-        return (self.pool.submit(f, part).result() for part in parts)
+        return (self.alone(f, part) for part in parts)
+
+    def alone(self, f, part):
+        """
+        f(part) in the thread that calls, as the others do it later. torch 2.13 keeps something of the last compilation in
+        the thread that compiled, and may stand still for good when two such threads end at once.
+        """
+        torch.set_num_threads(self.threads // self.n)
+        try:
+            return f(part)
+        finally:
+            torch.set_num_threads(self.threads)
 
     @staticmethod
     def set_up(threads):
