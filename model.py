@@ -352,8 +352,8 @@ class Cores:
 
     def alone(self, f, part):
         """
-        f(part) in the thread that calls, as the others do it later. torch 2.13 keeps something of the last compilation in
-        the thread that compiled, and may stand still for good when two such threads end at once.
+        f(part) in the thread that calls, as the others do it later. torch 2.13 keeps tracebacks of the last compilation
+        in the thread that compiled, and may stand still for good when two such threads end at once.
         """
         torch.set_num_threads(self.threads // self.n)
         try:
