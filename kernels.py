@@ -130,12 +130,12 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows, answers):
     S (B, H, Dv, Dk).
     """
     C = k.shape[-2]
-    past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()       # past[t, s]: token t sees token s <= t
-    decay, k_end, q_start, keep_all = past.to(k.dtype), k, q, None          # with nothing forgotten
+    past = log_past(C, k)
+    decay, k_end, q_start, keep_all = past.exp(), k, q, None                # with nothing forgotten
     if a is not None:
         a = a.clamp(min=1e-12)                                              # its logarithm must be finite
         g = a.log().cumsum(-1)                                              # (B, H, N, C)
-        decay = (g[..., :, None] - g[..., None, :]).masked_fill(~past, -torch.inf).exp()   # (B, H, N, C, C)
+        decay = (g[..., :, None] - g[..., None, :] + past).exp()            # (B, H, N, C, C)
         k_end = (g[..., -1:] - g).exp()[..., None] * k                      # what the chunk's end holds of each write
         q_start = None if q is None else g.exp()[..., None] * q             # what each read still finds of S_0
         keep_all = g[..., -1, None, None].exp().expand(*k.shape[:-2], 1, 1)     # (B, H, N, 1, 1)
@@ -164,10 +164,10 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows, answers):
 def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     """delta_rule_chunks with momentum: mu (B, H, N, C), P (B, H, Dv, Dk) as S; returns y, S, P."""
     C = k.shape[-2]
-    past = torch.ones(C, C, dtype=torch.bool, device=k.device).tril()
+    past = log_past(C, k)
     log_a, log_mu = (torch.zeros_like(mu) if x is None else x.clamp(min=1e-12).log() for x in (a, mu))
     g, h = log_a.cumsum(-1), log_mu.cumsum(-1)                                  # (B, H, N, C)
-    decay, gather = ((x[..., :, None] - x[..., None, :]).masked_fill(~past, -torch.inf).exp() for x in (g, h))
+    decay, gather = ((x[..., :, None] - x[..., None, :] + past).exp() for x in (g, h))
     grown = decay @ gather                                                      # (.., C, C) x (.., C, C): R above
     carry = (decay @ h.exp()[..., None])                                        # (.., C, 1): what P_0 has added to S_t
     before = F.pad(grown, (0, 0, 1, -1)), F.pad(carry, (0, 0, 1, -1))           # the same, a token earlier
@@ -205,6 +205,16 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     if b is not None:
         y = y - (scores * decay) @ torch.stack(erased, dim=-3)[..., :rows]
     return y, S, P
+
+
+def log_past(C, x):
+    """
+    The logarithm of what token t sees of token s, (C, C) like x: 0 where s <= t, -inf where s is still to come. A mask
+    that is added to exponents needs none in the backward. Compiled, a logarithm is made once and read, where a mask
+    would be made again, from comparisons of positions, in each loop that has it.
+    """
+    place = torch.arange(C, device=x.device, dtype=x.dtype)
+    return (place[:, None] >= place).to(x.dtype).log()
 
 
 def unit_lower_inverse(A):
@@ -253,7 +263,8 @@ class Carry(torch.autograd.Function):
             if X is not None and i >= done:
                 dS = dS - dr[0].mT @ k[i - done]                            # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
         dr, d_ends = torch.stack(dr, dim=-3), torch.stack(d_ends, dim=-3)
-        dA = None if X is None else -(dr @ n.mT).tril(-1)                   # (.., C, Dv) x (.., Dv, C) -> (.., C, C)
+        place = torch.arange(n.shape[-2], device=n.device, dtype=n.dtype)   # floats: tril would compare long integers
+        dA = None if X is None else torch.where(place[:, None] > place, -(dr @ n.mT), 0)    # (C, Dv) x (Dv, C)
         dk_erase = None if X is None else -dr[..., done:, :, :] @ starts[..., done:, :, :]      # (.., C, Dv) x (Dv, Dk)
         d_keep = None if keep is None else (d_ends * starts).sum((-2, -1), keepdim=True)
         return dS, dr, dA, None, dk_erase, n @ d_ends, d_keep

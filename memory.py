@@ -262,8 +262,12 @@ class SelfModifyingTitans(Recurrent):
             n = max(1, min(256 // (B * C), whole // 16))
             n = n if whole % n == 0 else 1
         sizes = [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
+        # the gates by heads, (B, T, H) -> (B, H, T), in memory as well: the loops of a chunk are over tokens
+        qkv, *gates = inputs
+        gates = [None if x is None else x.mT.contiguous() for x in gates]
         # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros
-        for part in zip(*(repeat(None) if x is None else x.split(sizes, dim=1) for x in inputs)):
+        gates = (repeat(None) if x is None else x.split(sizes, dim=2) for x in gates)
+        for part in zip(qkv.split(sizes, dim=1), *gates):
             rates = self.rate.expand(-(-part[0].shape[1] // C), -1, -1)
             y_part, new = lean_chunks(self.config, start, self.conv, rates, self.blend, *part, state, place == 0)
             y.append(y_part)
@@ -305,8 +309,9 @@ def lean_chunks(o, start, conv, rates, blend, qkv, alpha, beta, mu, state, fresh
     each chunk (the sum of its gradients would be fused with its terms, of which the last comes from the first chunk).
     """
     y = []
-    parts = zip(*(repeat(None) if x is None else x.split(o.memory_chunk, dim=1) for x in (qkv, alpha, beta, mu)))
-    for rate, part in zip(rates.unbind(), parts):
+    C = o.memory_chunk
+    gates = (repeat(None) if x is None else x.split(C, dim=2) for x in (alpha, beta, mu))
+    for rate, *part in zip(rates.unbind(), qkv.split(C, dim=1), *gates):
         inputs = o, start, conv, rate, blend, *part, state, fresh
         if torch.compiler.is_compiling():
             y_part, new = checkpoint(deep_chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
@@ -325,20 +330,19 @@ def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state, fresh):
     start               the learned starts, {'W2': (H, R, d), 'U': (H, d, d + m), 'W1': (H, M, d, m)}
     conv, rate, blend   (W, 3 D), (H, 2 + M), (H, 1 + M)
     qkv                 (B, C, 3 D) what the streams are made of
-    alpha, beta, mu     (B, C, H) the gates before their sigmoid; alpha None forgets nothing, mu None is no momentum
+    alpha, beta, mu     (B, H, C) the gates before their sigmoid; alpha None forgets nothing, mu None is no momentum
     state               the difference of every memory from its start, now and (_xi) at the chunk's start; conv the tail
     fresh               whether now is the chunk's start, for every memory
     returns y (B, H, C, d), and the differences and the tail after the last token
     """
     q, z, v, tail = qkv_streams(qkv, conv, state['conv'], o.n_head)
     v = unit(v)
-    alpha, beta, mu = (None if x is None else x.mT for x in (alpha, beta, mu))      # (B, C, H) -> (B, H, C)
     made, d, m = generated(o), q.shape[-1], start['U'].shape[-1] - q.shape[-1]
     xi = {name: W + state[f'{name}_xi'] for name, W in start.items()}               # the memories at the chunk's start
 
     # generate: gates, key, value and query, by the memories that make them
     if 'g' in o.adaptive:
-        shift = z @ xi['W2'][:, :, -2:].mT                                          # (.., C, d) x (.., d, 2)
+        shift = few_rows(z, xi['W2'][:, :, -2:])                                    # (.., C, 2)
         alpha, beta = alpha + shift[..., 0] if o.forget else None, beta + shift[..., 1]
     streams = {'k': z, 'v': v, 'q': q}
     if made:
@@ -381,6 +385,11 @@ def deep_chunk(o, start, conv, rate, blend, qkv, alpha, beta, mu, state, fresh):
     return y, new | {'conv': tail.to(state['conv'].dtype)}
 
 
+def few_rows(x, W):
+    """x W^T, x (.., T, d), W (.., rows, d), as sums: a product of two columns takes as long as one of sixteen."""
+    return torch.stack([(x * w).sum(-1) for w in W.split(1, dim=-2)], dim=-1)       # (.., T, rows)
+
+
 def generated(o):
     """The streams that have a memory of their own, in the order of that memory's place in W2 and W1."""
     return [name for name in 'kvq' if name in o.adaptive]
@@ -404,8 +413,8 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
     # what the 1 + M memories answer to the values, and to the keys
     asked = torch.cat([v, k], dim=2)                                                # (B, H, 2 C, d)
     W2, W_gates = xi['W2'].tensor_split([(1 + M) * m], dim=2)
+    gates = few_rows(asked, W_gates) if 'g' in o.adaptive else None                 # (B, H, 2 C, 2)
     u = matmul_nt(asked, W2).unflatten(-1, (1 + M, m)).transpose(2, 3)              # (.., d) x (d, (1 + M) m), split
-    gates = matmul_nt(asked, W_gates)                                               # (.., 2 C, d) x (.., d, 2)
     W1 = reads_hidden(xi, d)                                                        # (B, H, 1 + M, d, m)
     linear = matmul_nt(asked, xi['U'][..., :d])                                     # (.., 2 C, d) x (.., d, d)
     h = hidden(u)                                                                   # (B, H, 1 + M, 2 C, m)
@@ -419,8 +428,10 @@ def to_write(o, start, xi, blend, k, v, erase_W2, erase):
     error = target - regress * y_k                                                  # (B, H, 1 + M, C, d)
     e = error if o.objective == 'l2' else target
     e_hidden = mlp_memory_grad(W1, u_k, error).transpose(2, 3).flatten(3)           # (B, H, C, (1 + M) m)
-    gates_v, gates_k = gates.chunk(2, dim=2)        # a gate's own value is its row at v, squashed
-    e_W2 = torch.cat([e_hidden, torch.tanh(gates_v) - regress * gates_k], dim=-1)   # (B, H, C, R)
+    e_W2 = e_hidden
+    if gates is not None:
+        gates_v, gates_k = gates.chunk(2, dim=2)    # a gate's own value is its row at v, squashed
+        e_W2 = torch.cat([e_hidden, torch.tanh(gates_v) - regress * gates_k], dim=-1)       # (B, H, C, R)
 
     # what is erased is all that a layer answers, its start's part included; a first layer moves from where it is
     answers = {}
