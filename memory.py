@@ -262,11 +262,11 @@ class SelfModifyingTitans(Recurrent):
             n = max(1, min(256 // (B * C), whole // 16))
             n = n if whole % n == 0 else 1
         sizes = [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
-        # the gates by heads, (B, T, H) -> (B, H, T), in memory as well: the loops of a chunk are over tokens
+        # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros; the
+        # gates by heads, (B, T, H) -> (B, H, T), in memory as well, as the loops of a chunk are over tokens. Not by a
+        # function shared with lean_chunks: called from here, torch would compile it for itself, and that is slower
         qkv, *gates = inputs
-        gates = [None if x is None else x.mT.contiguous() for x in gates]
-        # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros
-        gates = (repeat(None) if x is None else x.split(sizes, dim=2) for x in gates)
+        gates = (repeat(None) if x is None else x.mT.contiguous().split(sizes, dim=2) for x in gates)
         for part in zip(qkv.split(sizes, dim=1), *gates):
             rates = self.rate.expand(-(-part[0].shape[1] // C), -1, -1)
             y_part, new = lean_chunks(self.config, start, self.conv, rates, self.blend, *part, state, place == 0)
