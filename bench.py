@@ -4,14 +4,15 @@ What each memory costs, beside a Transformer of as many parameters, and what the
     python bench.py                                     a quarter of an hour on one core
     python bench.py --quick                             under a minute: nothing compiled, one length
     python bench.py --parts=train --lengths=4096,16384 --mixers=attention,hope
-    python bench.py --n_layer=12 --n_head=12 --n_embd=768 --vocab_size=50257 --tie_head --chunk_size=64 \
-                    --lengths=2048,16384 --tokens=65536         GPT-2's size, for a GPU
+    python bench.py --preset=gpt2 --lengths=2048,16384 --tokens=32768 --graph=attention,hope
+                                                        for a GPU; --preset=small likewise
 
 Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
 in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's; --threads=1,2
 takes turns with the cores, too: what is compiled gets parts of the batch on them side by side, as in training, and all
-else shares its products. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more.
-Kernels: the recurrence as token loop, chunked, compiled. Shares are of the ceilings (of the first --threads).
+else shares its products; --graph adds rows with forward and backward as a CUDA graph each, which no longer waits for
+Python to launch a hundred thousand kernels. Decoding: milliseconds per token and bytes of state after 1,000 tokens and
+more. Kernels: the recurrence as token loop, chunked, compiled. Shares are of the ceilings (of the first --threads).
 --json=FILE keeps it, with machine, versions and commit. Any knob of the model is --key=value.
 
 Does NOT include: the optimizer's step (optim.py's is the same for all), several devices, other machines' numbers.
@@ -29,12 +30,13 @@ import time
 from dataclasses import asdict, dataclass
 
 import torch
+import torch.nn as nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
-from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
+from cli import UsageError, atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from memory import MIXERS
-from model import Config, Cores, Hope, compiled, equal_model, machine, pick_device, state_bytes
+from model import PRESETS, Config, Cores, Hope, compiled, equal_model, machine, pick_device, state_bytes
 
 
 @dataclass
@@ -43,6 +45,8 @@ class Bench:
     parts: str = 'ceilings,train,decode,kernels'                # which of them
     mixers: str = 'attention,hope,titans,gated_deltanet,gla'    # whose models; ratios are to the first
     compile: str = 'attention,hope,titans'                      # which of them torch.compile gets, in training
+    graph: str = ''                     # which of these get a row with CUDA graphs as well, on a GPU
+    preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models, as in train.py
     lengths: str = '512,1024,4096'      # tokens per sequence of a training step
     tokens: int = 4096                  # ... and of the whole step, at least one sequence
     repeats: int = 5                    # steps that are timed, of every model in turn
@@ -57,6 +61,8 @@ class Bench:
         words('parts', self.parts, PARTS)
         words('mixers', self.mixers, MIXERS)
         words('compile', self.compile, [*MIXERS, ''])
+        words('graph', self.graph, [*filter(None, self.compile.split(',')), ''])
+        check(self.preset in PRESETS, f"--preset must be one of {', '.join(PRESETS)}, not '{self.preset}'")
         numbers('lengths', self.lengths)
         numbers('contexts', self.contexts)
         numbers('threads', self.threads)
@@ -135,54 +141,76 @@ def ceilings(bench, knobs, device, dtype, ceiling):
     return {'flops': flops, 'bytes_per_second': bandwidth}
 
 
+class Loss(nn.Module):
+    """A model that returns its loss alone: what a CUDA graph is made of has tensors in and out."""
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, idx, targets):
+        return self.model(idx, targets)[1]
+
+
+def step(loss_of, cores, x, autocast):
+    """Forward and backward of all rows of x, in parts on the cores."""
+    def learn(part):
+        with autocast:
+            loss = loss_of(part, part)
+        loss.backward()
+    torch.set_num_threads(cores.threads)            # what was compiled for another count is compiled again
+    for _ in cores.map(learn, x.chunk(cores.n)):
+        pass
+    loss_of.zero_grad(set_to_none=True)
+
+
+def first_step(how, loss_of, cores, x, autocast):
+    """With what has to be done once: compiling, capturing."""
+    if how == 'graph':
+        with autocast:
+            torch.cuda.make_graphed_callables(loss_of, (x, x))      # in place
+    step(loss_of, cores, x, autocast)
+
+
 def train(bench, knobs, device, dtype, ceiling):
     """A training step of every mixer at every length, forward and backward."""
-    rows, parameters, autocast = [], equal_model('hope', knobs).num_params(), in_bf16(device, dtype)
-    to_compile = bench.compile.split(',')
+    rows, hope, autocast = [], equal_model('hope', knobs), in_bf16(device, dtype)
+    parameters = hope.num_params()
+    threads, to_compile, to_graph = numbers('threads', bench.threads), bench.compile.split(','), bench.graph.split(',')
     print(f"\ntraining, forward and backward, {parameters:,} parameters each; x is the time of the first one's step")
     print('      T  mixer            compiled  threads  first s       ms     tok/s      x  GFLOP/s    share     MiB')
     for T in numbers('lengths', bench.lengths):
         torch._dynamo.reset()                   # or it stops compiling at the eighth shape
         runs, B = {}, max(1, bench.tokens // T)
+        x = torch.randint(hope.config.vocab_size, (B, T), device=device)
         for mixer in bench.mixers.split(','):
             torch.manual_seed(0)
             model = equal_model(mixer, knobs | {'block_size': T}, parameters).to(device)
             model = compiled(model) if mixer in to_compile else model
-            for n in numbers('threads', bench.threads):
+            for n in threads:
                 torch.set_num_threads(n)
-                runs[mixer, n] = model, Cores(B if mixer in to_compile and device == 'cpu' else 1)
-        x = torch.randint(model.config.vocab_size, (B, T), device=device)
-
-        def step(model, cores):
-            def learn(part):
-                with autocast:
-                    loss = model(part, part)[1]
-                loss.backward()
-            torch.set_num_threads(cores.threads)        # what was compiled for another count is compiled again
-            for _ in cores.map(learn, x.chunk(cores.n)):
-                pass
-            model.zero_grad(set_to_none=True)
-        first = {run: timed(lambda: step(*how), device) for run, how in runs.items()}
+                cores = Cores(B if mixer in to_compile and device == 'cpu' else 1)
+                runs[mixer, 'yes' if mixer in to_compile else 'no', n] = Loss(model), cores, x, autocast
+                if mixer in to_graph:
+                    runs[mixer, 'graph', n] = Loss(model), cores, x, autocast
+        first = {run: timed(lambda: first_step(run[1], *what), device) for run, what in runs.items()}
         times = {run: [] for run in runs}
         for _ in range(bench.repeats):
-            for run, how in runs.items():
-                times[run].append(timed(lambda: step(*how), device))
+            for run, what in runs.items():
+                times[run].append(timed(lambda: step(*what), device))
         base = statistics.median(times[next(iter(runs))])
-        for (mixer, threads), (model, cores) in runs.items():
+        for run, what in runs.items():
             with Peak(device) as peak:
-                timed(lambda: step(model, cores), device)
-            seconds = statistics.median(times[mixer, threads])
-            speed = x.numel() / seconds
-            flops = speed * model.flops_per_token(T)
-            rows.append({'T': T, 'mixer': mixer, 'compiled': mixer in to_compile, 'threads': threads,
-                         'first': first[mixer, threads], 'seconds': seconds, 'tokens_per_second': speed,
-                         'ratio': seconds / base, 'flops': flops, 'peak_mib': peak.mib})
-            mfu = share(flops, ceiling, 'flops')
-            print(f"{T:>7,}  {mixer:<16}{'yes' if mixer in to_compile else 'no':>9}{threads:>9}"
-                  f"{first[mixer, threads]:>9.1f}{1e3 * seconds:>9.0f}{speed:>10,.0f}{seconds / base:>7.2f}"
-                  f"{flops / 1e9:>9.1f}{mfu:>9}{peak.mib:>8.0f}", flush=True)
-        del runs
-    torch.set_num_threads(numbers('threads', bench.threads)[0])
+                timed(lambda: step(*what), device)
+            seconds = statistics.median(times[run])
+            flops = B * T / seconds * what[0].model.flops_per_token(T)
+            rows.append(dict(zip(('mixer', 'compiled', 'threads'), run)) | {
+                'T': T, 'first': first[run], 'seconds': seconds, 'tokens_per_second': B * T / seconds,
+                'ratio': seconds / base, 'flops': flops, 'peak_mib': peak.mib})
+            print(f'{T:>7,}  {run[0]:<16}{run[1]:>9}{run[2]:>9}{first[run]:>9.1f}{1e3 * seconds:>9.0f}'
+                  f"{B * T / seconds:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}"
+                  f"{share(flops, ceiling, 'flops'):>9}{peak.mib:>8.0f}", flush=True)
+        del runs, model, what
+    torch.set_num_threads(threads[0])
     return rows
 
 
@@ -236,7 +264,8 @@ def recurrence(bench, knobs, device, dtype, ceiling):
 
 
 def in_bf16(device, dtype):
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+    """Autocast. It keeps no copies of weights: each is used once, and a CUDA graph must make its own."""
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
 
 
 def share(number, ceiling, of):
@@ -249,8 +278,10 @@ PARTS = {'ceilings': ceilings, 'train': train, 'decode': decode, 'kernels': recu
 def main():
     given = read_args([Bench, Config], sys.argv[1:], hidden=('block_size', 'mixer', 'n_hidden'))
     bench, = build([Bench], (QUICK if given.get('quick') else {}) | given)
-    knobs = {name: x for name, x in given.items() if name in Config.__dataclass_fields__}
+    knobs = {name: x for name, x in (PRESETS[bench.preset] | given).items() if name in Config.__dataclass_fields__}
     device = pick_device(bench.device)
+    if bench.graph and device != 'cuda':
+        raise UsageError('--graph is for a GPU')
     torch.set_num_threads(numbers('threads', bench.threads)[0])
     torch.set_flush_denormal(True)
     if device == 'cuda':

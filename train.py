@@ -37,7 +37,7 @@ from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, 
                  print_block, read_args, read_file, remove_file)
 from cms import Learner, moving
 from memory import DEEP
-from model import (Config, Cores, Hope, compiled, load_checkpoint, load_model, machine, pick_device,
+from model import (PRESETS, Config, Cores, Hope, compiled, load_checkpoint, load_model, machine, pick_device,
                    save_checkpoint)
 from niah import FORMS, Needles, recall
 from optim import NAMES, optimizers
@@ -109,18 +109,6 @@ class Run:
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
 
-
-PRESETS = {
-    # cpu: the defaults above and in model.py; 1.0 M parameters, minutes on two cores (README)
-    'cpu': {},
-    # small: 28 M parameters, bytes, for one GPU; not measured yet
-    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, batch_size=64, max_steps=5000,
-                  learning_rate=1e-3, warmup_steps=200, eval_every=500),
-    # gpt2: the size of GPT-2 124M, four times over 100 million tokens of web text; not measured yet
-    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, batch_size=256, grad_accum=8,
-                 max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250, data='fineweb', tokenizer='gpt2',
-                 tie_head=True),
-}
 
 # the command line wins over the checkpoint that --resume goes on from, that over the preset, and that over the defaults
 given = read_args([Run, Config], sys.argv[1:], hidden=('vocab_size',))

@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from conftest import assert_near
 from test_scripts import inside, shell
 
 from cli import UsageError
+from model import Config, Hope, compiled
 
 TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--quick', '--lengths=64', '--tokens=128', '--contexts=100,700',
         '--device=cpu']
@@ -37,12 +39,33 @@ def test_the_peak_is_what_a_block_takes():
     assert math.isnan(peak.mib) or 100 < peak.mib < 200
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_a_gpu_computes_the_same_compiled_and_as_graphs():
+    bench = inside('bench.py', *TINY, '--parts=kernels')
+    torch.manual_seed(0)
+    model, x = Hope(Config(n_layer=1, n_embd=32, n_head=2, memory_chunk=16)), torch.randint(257, (2, 64))
+    bench['Loss'](model)(x, x).backward()
+    want = [p.grad for p in model.parameters()]
+    model.zero_grad(set_to_none=True)
+    model, x = model.to('cuda'), x.to('cuda')
+    graphs = bench['Loss'](compiled(model))
+    torch.cuda.make_graphed_callables(graphs, (x, x))
+    for f in (bench['Loss'](model), bench['Loss'](compiled(model)), graphs, graphs):
+        f(x, x).backward()
+        for (name, p), grad in zip(model.named_parameters(), want):
+            assert_near(name, p.grad.cpu(), grad, 1e-4)
+        model.zero_grad(set_to_none=True)
+
+
 @pytest.mark.parametrize('args, words', [
     (['--parts=train,speed'], "with commas between and each once, not 'speed'"),
     (['--mixers=lstm'], "not 'lstm'"),
     (['--lengths=1k'], "not '1k'"),
     (['--repeats=0'], '--repeats must be at least 1'),
     (['--dtype=int8'], "not 'int8'"),
+    (['--preset=huge'], "not 'huge'"),
+    (['--graph=gla'], "not 'gla'"),
+    (['--graph=hope', '--device=cpu'], '--graph is for a GPU'),
 ])
 def test_wrong_words(args, words):
     with pytest.raises(UsageError) as error:
