@@ -4,8 +4,8 @@ What each memory costs, beside a Transformer of as many parameters, and what the
     python bench.py                                     a quarter of an hour on one core
     python bench.py --quick                             under a minute: nothing compiled, one length
     python bench.py --parts=train --lengths=4096,16384 --mixers=attention,hope
-    python bench.py --preset=gpt2 --lengths=2048,16384 --tokens=32768 --graph=attention,hope
-                                                        for a GPU; --preset=small likewise
+    python bench.py --preset=gpt2 --parts=ceilings,train --mixers=attention,hope --graph=attention,hope \
+                    --lengths=2048,16384 --tokens=32768         for a GPU of 140 GB; --preset=small likewise
 
 Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
 in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's; --threads=1,2
@@ -19,6 +19,7 @@ Does NOT include: the optimizer's step (optim.py's is the same for all), several
 """
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import platform
@@ -46,7 +47,7 @@ class Bench:
     mixers: str = 'attention,hope,titans,gated_deltanet,gla'    # whose models; ratios are to the first
     compile: str = 'attention,hope,titans'                      # which of them torch.compile gets, in training
     graph: str = ''                     # which of these get a row with CUDA graphs as well, on a GPU
-    preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models, as in train.py
+    preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models: train.py's presets
     lengths: str = '512,1024,4096'      # tokens per sequence of a training step
     tokens: int = 4096                  # ... and of the whole step, at least one sequence
     repeats: int = 5                    # steps that are timed, of every model in turn
@@ -61,7 +62,9 @@ class Bench:
         words('parts', self.parts, PARTS)
         words('mixers', self.mixers, MIXERS)
         words('compile', self.compile, [*MIXERS, ''])
-        words('graph', self.graph, [*filter(None, self.compile.split(',')), ''])
+        both = {*self.mixers.split(',')} & {*self.compile.split(',')}
+        check({*self.graph.split(',')} <= both | {''},
+              f'--graph={self.graph}: its models must be in --mixers and in --compile')
         check(self.preset in PRESETS, f"--preset must be one of {', '.join(PRESETS)}, not '{self.preset}'")
         numbers('lengths', self.lengths)
         numbers('contexts', self.contexts)
@@ -173,7 +176,8 @@ def first_step(how, loss_of, cores, x, autocast):
 
 def train(bench, knobs, device, dtype, ceiling):
     """A training step of every mixer at every length, forward and backward."""
-    rows, hope, autocast = [], equal_model('hope', knobs), in_bf16(device, dtype)
+    # a CUDA graph must make its own copies of weights in half precision: none may be kept from before
+    rows, hope, autocast = [], equal_model('hope', knobs), in_bf16(device, dtype, cache_enabled=False)
     parameters = hope.num_params()
     threads, to_compile, to_graph = numbers('threads', bench.threads), bench.compile.split(','), bench.graph.split(',')
     print(f"\ntraining, forward and backward, {parameters:,} parameters each; x is the time of the first one's step")
@@ -190,7 +194,7 @@ def train(bench, knobs, device, dtype, ceiling):
                 torch.set_num_threads(n)
                 cores = Cores(B if mixer in to_compile and device == 'cpu' else 1)
                 runs[mixer, 'yes' if mixer in to_compile else 'no', n] = Loss(model), cores, x, autocast
-                if mixer in to_graph:
+                if mixer in to_graph and n == threads[0]:
                     runs[mixer, 'graph', n] = Loss(model), cores, x, autocast
         first = {run: timed(lambda: first_step(run[1], *what), device) for run, what in runs.items()}
         times = {run: [] for run in runs}
@@ -201,15 +205,17 @@ def train(bench, knobs, device, dtype, ceiling):
         for run, what in runs.items():
             with Peak(device) as peak:
                 timed(lambda: step(*what), device)
+            peak_mib = None if run[1] == 'graph' else peak.mib          # a graph's memory is its own all the time
             seconds = statistics.median(times[run])
             flops = B * T / seconds * what[0].model.flops_per_token(T)
             rows.append(dict(zip(('mixer', 'compiled', 'threads'), run)) | {
                 'T': T, 'first': first[run], 'seconds': seconds, 'tokens_per_second': B * T / seconds,
-                'ratio': seconds / base, 'flops': flops, 'peak_mib': peak.mib})
+                'ratio': seconds / base, 'flops': flops, 'peak_mib': peak_mib})
             print(f'{T:>7,}  {run[0]:<16}{run[1]:>9}{run[2]:>9}{first[run]:>9.1f}{1e3 * seconds:>9.0f}'
                   f"{B * T / seconds:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}"
-                  f"{share(flops, ceiling, 'flops'):>9}{peak.mib:>8.0f}", flush=True)
+                  f"{share(flops, ceiling, 'flops'):>9}{'-' if peak_mib is None else f'{peak_mib:.0f}':>8}", flush=True)
         del runs, model, what
+        gc.collect()                            # a captured model refers to itself
     torch.set_num_threads(threads[0])
     return rows
 
@@ -263,9 +269,8 @@ def recurrence(bench, knobs, device, dtype, ceiling):
     return rows
 
 
-def in_bf16(device, dtype):
-    """Autocast. It keeps no copies of weights: each is used once, and a CUDA graph must make its own."""
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16, cache_enabled=False)
+def in_bf16(device, dtype, cache_enabled=True):
+    return torch.autocast(device, torch.bfloat16, dtype == torch.bfloat16, cache_enabled)
 
 
 def share(number, ceiling, of):
@@ -276,9 +281,11 @@ PARTS = {'ceilings': ceilings, 'train': train, 'decode': decode, 'kernels': recu
 
 
 def main():
-    given = read_args([Bench, Config], sys.argv[1:], hidden=('block_size', 'mixer', 'n_hidden'))
+    own = 'block_size', 'mixer', 'n_hidden'                                 # what the bench itself gives its models
+    given = read_args([Bench, Config], sys.argv[1:], hidden=own)
     bench, = build([Bench], (QUICK if given.get('quick') else {}) | given)
-    knobs = {name: x for name, x in (PRESETS[bench.preset] | given).items() if name in Config.__dataclass_fields__}
+    knobs = {name: x for name, x in (PRESETS[bench.preset] | given).items()
+             if name in Config.__dataclass_fields__ and name not in own}
     device = pick_device(bench.device)
     if bench.graph and device != 'cuda':
         raise UsageError('--graph is for a GPU')

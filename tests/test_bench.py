@@ -41,20 +41,30 @@ def test_the_peak_is_what_a_block_takes():
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_a_gpu_computes_the_same_compiled_and_as_graphs():
-    bench = inside('bench.py', *TINY, '--parts=kernels')
+    Loss = inside('bench.py', *TINY, '--parts=kernels')['Loss']
     torch.manual_seed(0)
     model, x = Hope(Config(n_layer=1, n_embd=32, n_head=2, memory_chunk=16)), torch.randint(257, (2, 64))
-    bench['Loss'](model)(x, x).backward()
-    want = [p.grad for p in model.parameters()]
-    model.zero_grad(set_to_none=True)
-    model, x = model.to('cuda'), x.to('cuda')
-    graphs = bench['Loss'](compiled(model))
-    torch.cuda.make_graphed_callables(graphs, (x, x))
-    for f in (bench['Loss'](model), bench['Loss'](compiled(model)), graphs, graphs):
-        f(x, x).backward()
-        for (name, p), grad in zip(model.named_parameters(), want):
-            assert_near(name, p.grad.cpu(), grad, 1e-4)
+
+    def gradients(f, x, half=False):
+        with torch.autocast(x.device.type, torch.bfloat16, half, cache_enabled=False):
+            loss = f(x, x)
+        loss.backward()
+        grads = {name: p.grad.cpu() for name, p in model.named_parameters()}
         model.zero_grad(set_to_none=True)
+        return grads
+
+    want = gradients(Loss(model), x)
+    model, x = model.to('cuda'), x.to('cuda')
+    fast = Loss(compiled(model))
+    for f in (Loss(model), fast):
+        for name, grad in gradients(f, x).items():
+            assert_near(name, grad, want[name], 1e-4)
+    half, graphs = gradients(fast, x, half=True), Loss(compiled(model))
+    with torch.autocast('cuda', torch.bfloat16, cache_enabled=False):
+        torch.cuda.make_graphed_callables(graphs, (x, x))
+    for _ in range(2):
+        for name, grad in gradients(graphs, x, half=True).items():
+            assert_near(name, grad, half[name], 1e-4)
 
 
 @pytest.mark.parametrize('args, words', [
@@ -64,7 +74,9 @@ def test_a_gpu_computes_the_same_compiled_and_as_graphs():
     (['--repeats=0'], '--repeats must be at least 1'),
     (['--dtype=int8'], "not 'int8'"),
     (['--preset=huge'], "not 'huge'"),
-    (['--graph=gla'], "not 'gla'"),
+    (['--graph=gla'], '--graph=gla: its models must be in --mixers and in --compile'),
+    (['--graph=titans', '--mixers=attention,hope'], '--graph=titans: its models must be'),
+    (['--quick', '--graph=hope'], '--graph=hope: its models must be'),
     (['--graph=hope', '--device=cpu'], '--graph is for a GPU'),
 ])
 def test_wrong_words(args, words):
