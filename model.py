@@ -118,17 +118,18 @@ class Config:
         return clock('cms_chunks', self.cms_chunks, 0) if self.cms_chunks else ()
 
 
-# Sizes by name, with what train.py trains them by: its knobs and those above
+# Sizes by name, with what train.py trains them by: its knobs and those above. On a GPU longer chunks, which are fewer
+# launches; a small model learns as well with them (results/speed.md)
 PRESETS = {
     # cpu: the defaults; 1.0 M parameters, minutes on two cores (README)
     'cpu': {},
     # small: 28 M parameters, bytes, for one GPU; not measured yet
-    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, batch_size=64, max_steps=5000,
-                  learning_rate=1e-3, warmup_steps=200, eval_every=500),
+    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, memory_chunk=256, batch_size=64,
+                  max_steps=5000, learning_rate=1e-3, warmup_steps=200, eval_every=500),
     # gpt2: the size of GPT-2 124M, four times over 100 million tokens of web text; not measured yet
-    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, batch_size=256, grad_accum=8,
-                 max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250, data='fineweb', tokenizer='gpt2',
-                 vocab_size=50257, tie_head=True),
+    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, memory_chunk=256, batch_size=256,
+                 grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250, data='fineweb',
+                 tokenizer='gpt2', vocab_size=50257, tie_head=True),
 }
 
 
