@@ -118,8 +118,9 @@ class Config:
         return clock('cms_chunks', self.cms_chunks, 0) if self.cms_chunks else ()
 
 
-# Sizes by name, with what train.py trains them by: its knobs and those above. On a GPU longer chunks, which are fewer
-# launches; a small model learns as well with them (results/speed.md)
+# Sizes by name, with what train.py trains them by: its knobs and those above. On a GPU a memory has longer chunks, which
+# are fewer launches; a small hope reads text as well with them (results/speed.md). titans, which takes smaller steps in
+# longer chunks, was not tried
 PRESETS = {
     # cpu: the defaults; 1.0 M parameters, minutes on two cores (README)
     'cpu': {},
