@@ -10,9 +10,9 @@ What each memory costs, beside a Transformer of as many parameters, and what the
 Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
 in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's; --threads=1,2
 takes turns with the cores, too: what is compiled gets parts of the batch on them side by side, as in training, and all
-else shares its products; --graph adds rows with forward and backward as a CUDA graph each, which no longer waits for
-Python to launch a hundred thousand kernels. Decoding: milliseconds per token and bytes of state after 1,000 tokens and
-more. Kernels: the recurrence as token loop, chunked, compiled. Shares are of the ceilings (of the first --threads).
+else shares its products; --graph adds rows with forward and backward as a CUDA graph each, so that no kernel waits for
+Python to launch it. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more. Kernels: the
+recurrence as token loop, chunked, compiled. Shares are of the ceilings (of the first --threads).
 --json=FILE keeps it, with machine, versions and commit. Any knob of the model is --key=value.
 
 Does NOT include: the optimizer's step (optim.py's is the same for all), several devices, other machines' numbers.
