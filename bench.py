@@ -1,4 +1,4 @@
-"""
+r"""
 What each memory costs, beside a Transformer of as many parameters, and what the machine could do.
 
     python bench.py                                     a quarter of an hour on one core
