@@ -205,15 +205,16 @@ def train(bench, knobs, device, dtype, ceiling):
                 times[run].append(timed(lambda: step(*what), device))
         base = statistics.median(times[next(iter(runs))])
         for run, what in runs.items():
+            mixer, how, n = run
             with Peak(device) as peak:
                 timed(lambda: step(*what), device)
-            peak_mib = None if run[1] == 'graph' else peak.mib          # a graph's memory is its own all the time
+            peak_mib = None if how == 'graph' else peak.mib          # a graph's memory is its own all the time
             seconds = statistics.median(times[run])
             flops = B * T / seconds * what[0].model.flops_per_token(T)
-            rows.append(dict(zip(('mixer', 'compiled', 'threads'), run)) | {
-                'T': T, 'first': first[run], 'seconds': seconds, 'tokens_per_second': B * T / seconds,
-                'ratio': seconds / base, 'flops': flops, 'peak_mib': peak_mib})
-            print(f'{T:>7,}  {run[0]:<16}{run[1]:>9}{run[2]:>9}{first[run]:>9.1f}{1e3 * seconds:>9.0f}'
+            rows.append({'T': T, 'mixer': mixer, 'compiled': how, 'threads': n, 'first': first[run], 'seconds': seconds,
+                         'tokens_per_second': B * T / seconds, 'ratio': seconds / base, 'flops': flops,
+                         'peak_mib': peak_mib})
+            print(f'{T:>7,}  {mixer:<16}{how:>9}{n:>9}{first[run]:>9.1f}{1e3 * seconds:>9.0f}'
                   f"{B * T / seconds:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}"
                   f"{share(flops, ceiling, 'flops'):>9}{'-' if peak_mib is None else f'{peak_mib:.0f}':>8}", flush=True)
         del runs, model, what
