@@ -27,6 +27,12 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = nn.RMSNorm(D // H, eps=1e-6), nn.RMSNorm(D // H, eps=1e-6)
         self.out = nn.Linear(D, D, bias=False)
 
+    def init_weights(self, branches):
+        """Normal: qkv with std 1 / sqrt(D), out with 1 / sqrt(D branches), as all that a residual branch ends in."""
+        D = self.out.in_features
+        self.qkv.weight.normal_(std=D ** -0.5)
+        self.out.weight.normal_(std=(D * branches) ** -0.5)
+
     def init_state(self, batch_size, device=None):
         """No pairs yet: keys and values of (B, H, 0, Dk)."""
         H = self.n_head

@@ -36,15 +36,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 from cli import UsageError, atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
-from memory import MIXERS
-from model import PRESETS, Config, Cores, Hope, compiled, equal_model, machine, pick_device, state_bytes
+from machine import Cores, compiled, machine, pick_device
+from model import MIXERS, PRESETS, Config, Hope, equal_model, state_bytes
 
 
 @dataclass
 class Bench:
     """The bench"""
     parts: str = 'ceilings,train,decode,kernels'                # which of them
-    mixers: str = 'attention,hope,titans,gated_deltanet,gla'    # whose models; ratios are to the first
+    mixers: str = 'attention,hope,titans,gated_deltanet,mamba2'    # whose models; ratios are to the first
     compile: str = 'attention,hope,titans'                      # which of them torch.compile gets, in training
     graph: str = ''                     # which of these get a row with CUDA graphs as well, on a GPU
     preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models: train.py's presets

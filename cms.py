@@ -96,6 +96,15 @@ class CMS(nn.Module):
         self.levels = nn.ModuleList(MLP(config.n_embd, h * (i + 1) // n - h * i // n) for i in range(n))
         self.mix = nn.Parameter(torch.empty(n)) if config.cms_topology == 'independent' else None
 
+    def init_weights(self, branches):
+        """up normal, std 1 / sqrt(D); out normal, std 1 / sqrt(h branches); mix 1 / levels: a mean."""
+        if self.mix is not None:
+            self.mix.fill_(1 / len(self.mix))
+        for level in self.levels:
+            D, h = level.out.weight.shape
+            level.up.weight.normal_(std=D ** -0.5)
+            level.out.weight.normal_(std=(h * branches) ** -0.5)
+
     def forward(self, x, fast=None):
         """x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None."""
         total = x
@@ -272,7 +281,7 @@ def main():
     from model import Config, Hope
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    o = Config(vocab_size=16, n_layer=1, n_head=2, n_embd=32, mixer='gla', cms_chunks='16,64,256', cms_step=1.0)
+    o = Config(vocab_size=16, n_layer=1, n_head=2, n_embd=32, mixer='mamba2', cms_chunks='16,64,256', cms_step=1.0)
     print('which level moves when: a column is 16 tokens')
     for level, chunk in enumerate(o.chunks):
         print(f'level {level}, every {chunk:>3} tokens  ' + ''.join('.*'[t % chunk == 0] for t in range(16, 1025, 16)))

@@ -32,7 +32,8 @@ import torch
 
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from data import prepare
-from model import load_checkpoint, load_learner, load_model, pick_device, state_bytes
+from machine import load_checkpoint, load_learner, load_model, pick_device
+from model import state_bytes
 from niah import FORMS, TASKS, Needles, found, oracle
 from tokenizer import get_tokenizer
 

@@ -80,9 +80,9 @@ def start(q, k, e, a, b, c, state, mu):
 # the same numbers, chunk-parallel
 
 
-def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None, answers=None):
+def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, answers=None):
     """
-    delta_rule_ref's arguments and results, computed chunk_size tokens at a time. rows: how many of the first rows of S
+    delta_rule_ref's arguments and results, computed tile tokens at a time. rows: how many of the first rows of S
     are read, y (B, H, T, rows); None reads all of them. answers (B, H, T, Dv): what the given state answers to every
     key, k S^T, from one who has it and erases (b); the first chunk then need not ask. Not with momentum.
 
@@ -102,10 +102,10 @@ def delta_rule(q, k, e, a, b, c, state=None, chunk_size=64, mu=None, rows=None, 
     """
     S, P = start(q, k, e, a, b, c, state, mu)
     T, axis = k.shape[-2], k.dim() - 2
-    assert T >= 1 and chunk_size >= 1, f'needs a token and a chunk of one, got T={T}, chunk_size={chunk_size}'
+    assert T >= 1 and tile >= 1, f'needs a token and a chunk of one, got T={T}, tile={tile}'
     assert answers is None or answers.shape == e.shape and b is not None and mu is None, \
         'answers have the shape of e, and are of use where something is erased, without momentum'
-    C = min(chunk_size, T)
+    C = min(tile, T)
     if mu is not None and T % C:            # padding does not leave a momentum alone: the odd tail is its own chunk
         whole, tail = ([None if x is None else x.narrow(axis, *part) for x in (q, k, e, a, b, c, mu)]
                        for part in ((0, T - T % C), (T - T % C, T % C)))
@@ -445,9 +445,9 @@ def main(compiled):
 
     inputs = example(4, 4, 1024, 64)
     rows = [('token loop', delta_rule_ref, {})]
-    rows += [(f'chunk {C}', delta_rule, {'chunk_size': C}) for C in (16, 32, 64)]
+    rows += [(f'chunk {C}', delta_rule, {'tile': C}) for C in (16, 32, 64)]
     if compiled:
-        rows.append(('chunk 64, compiled', torch.compile(delta_rule), {'chunk_size': 64}))
+        rows.append(('chunk 64, compiled', torch.compile(delta_rule), {'tile': 64}))
     print('forward + backward, B=4 H=4 T=1024 Dk=Dv=64, float32, one thread')
     base = None
     for name, f, kwargs in rows:

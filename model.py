@@ -14,20 +14,21 @@ Does NOT include: dropout (small models on one pass over their data do not need 
 Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A state is a list of L flat dicts of tensors.
 """
 import dataclasses
-import logging
 import math
-import platform
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from cli import UsageError, UserError, atomic_write, build, check, clock
+from attention import Attention
+from cli import UsageError, UserError, build, check, clock
 from cms import CMS, TOPOLOGIES, learn
 from kernels import at_least_float32
-from memory import DEEP, MIXERS
+from memory import RECURRENT, Recurrent
+from titans import DEEP, SelfModifyingTitans
+
+MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, SelfModifyingTitans) | {'attention': Attention}
 
 
 @dataclass
@@ -39,8 +40,8 @@ class Config:
     n_head: int = 4                     # heads per block, each with a memory of its own
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
-    mixer: str = 'hope'                 # hope | titans | ttt_mlp | ttt | gated_deltanet | deltanet | gla | ... (README)
-    chunk_size: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
+    mixer: str = 'hope'                 # hope | titans | ttt_mlp | ttt | gated_deltanet | deltanet | mamba2 | ... (README)
+    tile: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     gate_floor: float = 0.0             # a write gate below it is closed, forgetting below a hundredth of it is none
     tie_head: bool = False              # use the embedding as the output head as well
@@ -67,7 +68,7 @@ class Config:
     cms_truncate: int = 0               # ... and of the recurrent state are cut every so many chunks (0 = never)
 
     def __post_init__(self):
-        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'chunk_size', 'memory_chunk',
+        for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'tile', 'memory_chunk',
                      'conv_width'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         for name in ('n_hidden', 'memory_hidden'):
@@ -125,10 +126,10 @@ PRESETS = {
     # cpu: the defaults; 1.0 M parameters, minutes on two cores (README)
     'cpu': {},
     # small: 28 M parameters, bytes, for one GPU; not measured yet
-    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, chunk_size=64, memory_chunk=256, batch_size=64,
+    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256, batch_size=64,
                   max_steps=5000, learning_rate=1e-3, warmup_steps=200, eval_every=500),
     # gpt2: the size of GPT-2 124M, four times over 100 million tokens of web text; not measured yet
-    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, chunk_size=64, memory_chunk=256, batch_size=256,
+    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, tile=64, memory_chunk=256, batch_size=256,
                  grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250, data='fineweb',
                  tokenizer='gpt2', vocab_size=50257, tie_head=True),
 }
@@ -156,6 +157,8 @@ class Block(nn.Module):
 
 
 class Hope(nn.Module):
+    groups = {'embed.weight': 'vector', 'head.weight': 'head'}          # optim.param_groups
+
     def __init__(self, config):
         super().__init__()
         self.config = config
@@ -173,59 +176,20 @@ class Hope(nn.Module):
         """
         embed                   normal, std 1, so that the first norm changes little (tied to the head: 1 / sqrt(D))
         head                    normal, std 1 / D: logits start near 0 and the loss near log V
-        mixer.qkv, .gate, cms up        normal, std 1 / sqrt(D)
-        mixer.out, cms out      normal, std 1 / sqrt(fan_in branches): the residual branches together add variance 1
-        cms.mix                 1 / levels: a mean
         log_step                log cms_step
-        mixer.conv              the last tap 1 (the token itself), normal, std 0.3 on all: what came just before is
-                                seen from the start, which a value needs to find its key
-        mixer.alpha             weight 0; bias log(n - 1) with n from 8 to 256 over the heads: they retain for n tokens
-        mixer.beta              weight 0, bias 0: write rate 1/2
-        mixer.mu                weight 0, bias -2: momentum 0.12
-        mixer.W2_0              normal, std 1: a key of norm 1 gives pre-activations of size 1
-        mixer.W1_0              0: what is read was written while reading, what is made starts as what it is made from.
-                                An answer from the start, the same for all keys, hides what is recalled (mqar.py)
-        mixer.gates_0           0: the gates move only with what is read
-        mixer.rate              write rates relative to beta, before the sigmoid: -3 for first layers, 0 for the memory
-                                that is read, -8 for those that generate: a key that moves from the start is no key
-        mixer.blend             0.1: a value starts as v, not as what a still empty memory answers to it
         norms                   1
+        mixers, MLPs            say it themselves; what comes out of them, normal, std 1 / sqrt(fan_in branches): the
+                                residual branches together add variance 1
         """
         D, branches = self.config.n_embd, sum(1 + len(block.cms.levels) for block in self.blocks)
-        for name, p in self.named_parameters():
-            if name == 'head.weight':
-                p.normal_(std=1 / D)
-            elif name == 'embed.weight':
-                p.normal_(std=D ** -0.5 if self.config.tie_head else 1.0)
-            elif name.endswith(('mixer.qkv.weight', 'mixer.gate.weight', 'up.weight')):
-                p.normal_(std=D ** -0.5)
-            elif name.endswith('out.weight'):
-                p.normal_(std=(p.shape[1] * branches) ** -0.5)
-            elif name.endswith('mix'):
-                p.fill_(1 / len(p))
-            elif name == 'log_step':
-                p.fill_(math.log(self.config.cms_step) if self.config.cms_step else -math.inf)
-            elif name.endswith('conv'):
-                p.normal_(std=0.3)
-                p[-1] += 1
-            elif name.endswith('alpha.bias'):
-                p.copy_((torch.logspace(3, 8, len(p), base=2) - 1).log())
-            elif name.endswith(('alpha.weight', 'beta.weight', 'beta.bias', 'mu.weight')):
-                p.zero_()
-            elif name.endswith('mu.bias'):
-                p.fill_(-2)
-            elif name.endswith('W2_0'):
-                p.normal_()
-            elif name.endswith(('gates_0', 'W1_0')):
-                p.zero_()
-            elif name.endswith('rate'):
-                p[:, 0], p[:, 1], p[:, 2:] = -3, 0, -8
-            elif name.endswith('blend'):
-                p.fill_(0.1)
-            elif 'norm' in name:
-                p.fill_(1)
-            else:
-                raise AssertionError(f'init_weights does not say how {name} starts')
+        if self.log_step is not None:
+            self.log_step.fill_(math.log(self.config.cms_step) if self.config.cms_step else -math.inf)
+        self.embed.weight.normal_(std=D ** -0.5 if self.config.tie_head else 1.0)
+        for block in self.blocks:
+            block.mixer.init_weights(branches)
+            block.cms.init_weights(branches)
+        if not self.config.tie_head:
+            self.head.weight.normal_(std=1 / D)
 
     def init_state(self, batch_size, device=None):
         """The empty state: what forward starts from when it is given none."""
@@ -332,58 +296,6 @@ def equal_model(mixer, knobs, parameters=None):
     return model
 
 
-def compiled(model):
-    """
-    torch.compile'd. On a CPU the code that calls the kernels is C++ as well: a chunk is many small calls, and made from
-    Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can.
-    Every shape is compiled for itself: code for any length compiles for minutes and is slower. torch checks shapes
-    before it calls compiled code; that code would check them again.
-    """
-    on_cpu = next(model.parameters()).device.type == 'cpu'
-    logging.getLogger('torch._inductor.ir').setLevel(logging.ERROR)
-    return torch.compile(model, dynamic=False, options={'cpp_wrapper': True, 'size_asserts': False} if on_cpu else None)
-
-
-class Cores:
-    """
-    Parts of a batch side by side on a CPU, n at a time: the most that its threads allow and that divide the rows.
-
-    A memory makes many small products. Two threads that share each of them wait for each other most of the time; with
-    half of the rows each, and Python's lock let go by compiled code, they hardly meet.
-    """
-    def __init__(self, rows):
-        self.threads = torch.get_num_threads()
-        self.n = max(n for n in range(1, min(rows, self.threads) + 1) if rows % n == 0)
-        self.pool = ThreadPoolExecutor(self.n, initializer=self.set_up, initargs=(self.threads // self.n,))
-        self.seen = set()
-
-    def map(self, f, parts, kind=None):
-        """f(part) for each of parts, in their order; the first of each kind one after the other, as f may compile."""
-        if self.n == 1:
-            return map(f, parts)
-        if kind in self.seen:
-            return self.pool.map(f, parts)
-        self.seen.add(kind)
-        return (self.alone(f, part) for part in parts)
-
-    def alone(self, f, part):
-        """
-        f(part) in the thread that calls, as the others do it later. torch 2.13 keeps tracebacks of the last compilation
-        in the thread that compiled, and may stand still for good when two such threads end at once.
-        """
-        torch.set_num_threads(self.threads // self.n)
-        try:
-            return f(part)
-        finally:
-            torch.set_num_threads(self.threads)
-
-    @staticmethod
-    def set_up(threads):
-        """What a thread has of its own."""
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(True)
-
-
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     """logits (B, V) -> one token id per row (B,)."""
     if temperature == 0:
@@ -401,98 +313,12 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
-def pick_device(name):
-    """'auto' is the GPU where there is one, else the CPU; UserError for a device that this machine does not have."""
-    if name == 'auto':
-        return 'cuda' if torch.cuda.is_available() else 'cpu'
-    if name not in ('cpu', 'cuda', 'mps'):
-        raise UserError(f"--device takes auto, cpu, cuda or mps, not '{name}'")
-    if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
-        raise UserError(f'--device={name}, but torch finds no such device on this machine; use --device=cpu')
-    return name
-
-
-def machine(device):
-    """What a log says a run was made on."""
-    if device.startswith('cuda'):
-        return torch.cuda.get_device_name()
-    return f'{platform.machine()}, {torch.get_num_threads()} threads'
-
-
 def state_bytes(state):
     """Bytes that a state holds, or what a memory of cms.learn keeps in lists and dicts."""
     if torch.is_tensor(state):
         return state.numel() * state.element_size()
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
     return sum(map(state_bytes, parts))
-
-
-# -----------------------------------------------------------------------------
-# checkpoints: plain types only, so that loading one never runs code from it
-
-FORMAT = 'nested-learning-2'
-KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered')
-
-
-def save_checkpoint(path, checkpoint):
-    """Write a dict of plain types and tensors to path, whole or not at all."""
-    with atomic_write(path) as file:
-        try:
-            torch.save({'format': FORMAT, **checkpoint}, file)
-        except RuntimeError as error:       # torch wraps what the disk says
-            raise OSError(f'{error}'.splitlines()[0]) from None
-
-
-def load_checkpoint(path, kind='checkpoint', form=FORMAT, keys=KEYS, device='cpu'):
-    """Read back what save_checkpoint wrote; UserError in one line if it is missing, damaged, or of another format."""
-    try:
-        checkpoint = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f'there is no {kind} {path}; train one first (python train.py), or name its folder '
-                        'with --out_dir') from None
-    except PermissionError:
-        raise UserError(f'{path} may not be read by this user') from None
-    except Exception:                       # damaged bytes make torch raise nearly anything; it runs none of them
-        raise UserError(f'{path} is damaged or not a {kind}; nothing was changed') from None
-    if not isinstance(checkpoint, dict) or checkpoint.get('format') != form:
-        raise UserError(f'{path} is not a {kind} of this project (format {form})')
-    missing = [key for key in keys if key not in checkpoint]
-    if missing:
-        raise UserError(f"{path} is a {kind} without {', '.join(missing)}")
-    return checkpoint
-
-
-def load_model(checkpoint, device='cpu'):
-    """The model in a checkpoint, on device. UserError if its configuration and its weights do not fit together."""
-    try:
-        model = Hope(Config(**checkpoint['config']))
-        weights, own = dict(checkpoint['model']), model.log_step    # another number of clocks starts with cms_step
-        if own is None or 'log_step' not in weights or weights['log_step'].shape != own.shape:
-            weights = {name: p for name, p in weights.items() if name != 'log_step'}
-            weights |= {} if own is None else {'log_step': own}
-        model.load_state_dict(weights)
-    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
-        raise UserError(f"the checkpoint does not fit: {' '.join(str(error).split())[:300]}") from None
-    return model.to(device)
-
-
-def load_learner(checkpoint, device='cpu', chunks='', inner='', step=-1.0):
-    """
-    load_model, with a token clock to learn by while reading: the one given, else the one it was trained with, else 128
-    tokens for the fastest level and four times as many for each one after it. step: the inner step size of all levels;
-    below 0 they keep what they learned.
-    """
-    config = checkpoint['config']
-    levels = build([Config], config)[0].n_level
-    config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
-    config['cms_inner'] = inner or config['cms_inner']
-    if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
-        config['cms_topology'] = 'stacked'
-    build([Config], config)                                     # what is wrong with these is said as such
-    model = load_model(checkpoint, device)
-    if step >= 0:
-        model.log_step.data.fill_(math.log(step) if step else -math.inf)
-    return model
 
 
 # -----------------------------------------------------------------------------

@@ -26,8 +26,8 @@ import torch
 
 from cli import build, check, one_line_errors, read_args, words
 from data import mqar
-from memory import MIXERS
-from model import Config, compiled, equal_model
+from machine import compiled
+from model import MIXERS, Config, equal_model
 from optim import param_groups
 
 

@@ -383,19 +383,20 @@ NAMES = ('adamw', *MATRIX)
 
 def param_groups(model, weight_decay, start_lr):
     """
-    Four groups that hold every parameter once: the hidden matrices; the head; embeddings, convolutions, norms, biases
-    and everything else that is no matrix of a layer; and what memories hold before the first token, whose learning rate
-    is start_lr times the others'. Language gains from 1. Recall is found sooner at 0.1: a start that is learned as fast
-    as the projections answers every key alike before there is anything to recall. The first two decay.
+    Every parameter in one of four groups: 'matrix', the hidden matrices; 'head'; 'vector', embeddings, convolutions,
+    norms, biases and everything else that is no matrix of a layer; 'start', what memories hold before the first token,
+    whose learning rate is start_lr times the others'. Language gains from 1. Recall is found sooner at 0.1: a start
+    that is learned as fast as the projections answers every key alike before there is anything to recall. The first two
+    decay. A module says in `groups`, {name of its parameter: group}, what the shape of a parameter does not tell.
     """
-    groups = [{'params': [], 'weight_decay': decay, 'lr_scale': scale}
-              for decay, scale in ((weight_decay, 1.0), (weight_decay, 1.0), (0.0, 1.0), (0.0, start_lr))]
+    groups = {name: {'params': [], 'weight_decay': decay, 'lr_scale': scale} for name, decay, scale in
+              (('matrix', weight_decay, 1.0), ('head', weight_decay, 1.0), ('vector', 0.0, 1.0), ('start', 0.0, start_lr))}
+    said = {f'{prefix}.{name}'.lstrip('.'): group for prefix, module in model.named_modules()
+            for name, group in getattr(module, 'groups', {}).items()}
     for name, p in model.named_parameters():
-        is_matrix = p.dim() == 2 and min(p.shape) > 1 and not name.endswith(('embed.weight', 'conv', 'rate', 'blend'))
-        groups[3 if name.endswith('_0') else 2 if not is_matrix else name == 'head.weight']['params'].append(p)
-    owned = [p for group in groups for p in group['params']]
-    assert len(owned) == len(set(owned)) and set(owned) == set(model.parameters()), 'a parameter is not in one group'
-    return [group for group in groups if group['params']]
+        by_shape = 'matrix' if p.dim() == 2 and min(p.shape) > 1 else 'vector'
+        groups[said.get(name, by_shape)]['params'].append(p)
+    return [group for group in groups.values() if group['params']]
 
 
 def optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):

@@ -28,7 +28,8 @@ import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
 from cms import Learner, weights_of
-from model import load_checkpoint, load_learner, load_model, pick_device, save_checkpoint, state_bytes
+from machine import load_checkpoint, load_learner, load_model, pick_device, save_checkpoint
+from model import state_bytes
 from tokenizer import encode, get_tokenizer
 
 one_line_errors()

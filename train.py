@@ -36,11 +36,11 @@ import data
 from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, git_commit, one_line_errors,
                  print_block, read_args, read_file, remove_file)
 from cms import Learner, moving
-from memory import DEEP
-from model import (PRESETS, Config, Cores, Hope, compiled, load_checkpoint, load_model, machine, pick_device,
-                   save_checkpoint)
+from machine import Cores, compiled, load_checkpoint, load_model, machine, pick_device, save_checkpoint
+from model import PRESETS, Config, Hope
 from niah import FORMS, Needles, recall
 from optim import NAMES, optimizers
+from titans import DEEP
 
 one_line_errors()
 

@@ -8,7 +8,8 @@ from conftest import assert_near
 from test_scripts import inside, shell
 
 from cli import UsageError
-from model import Config, Hope, compiled
+from machine import compiled
+from model import Config, Hope
 
 TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--quick', '--lengths=64', '--tokens=128', '--contexts=100,700',
         '--device=cpu']
@@ -16,12 +17,12 @@ TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--quick', '--lengths=64', '
 
 def test_all_parts(tmp_path):
     path = str(tmp_path / 'bench.json')
-    printed = shell('bench.py', *TINY, '--mixers=attention,hope,gla', f'--json={path}').stdout
+    printed = shell('bench.py', *TINY, '--mixers=attention,hope,mamba2', f'--json={path}').stdout
     for word in ('ceilings: ', 'training, ', 'decoding, ', 'the recurrence, '):
         assert word in printed
     with open(path) as file:
         result = json.load(file)
-    assert [row['mixer'] for row in result['train']] == ['attention', 'hope', 'gla']
+    assert [row['mixer'] for row in result['train']] == ['attention', 'hope', 'mamba2']
     assert all(row['flops'] > 0 and row['tokens_per_second'] == 128 / row['seconds'] for row in result['train'])
     assert [row['form'] for row in result['kernels']] == ['token loop', 'chunked']
     assert result['kernels'][1]['seconds'] < result['kernels'][0]['seconds'], 'the chunked form is the fast one'
@@ -74,7 +75,7 @@ def test_a_gpu_computes_the_same_compiled_and_as_graphs():
     (['--repeats=0'], '--repeats must be at least 1'),
     (['--dtype=int8'], "not 'int8'"),
     (['--preset=huge'], "not 'huge'"),
-    (['--graph=gla'], '--graph=gla: its models must be in --mixers and in --compile'),
+    (['--graph=mamba2'], '--graph=mamba2: its models must be in --mixers and in --compile'),
     (['--graph=titans', '--mixers=attention,hope'], '--graph=titans: its models must be'),
     (['--quick', '--graph=hope'], '--graph=hope: its models must be'),
     (['--graph=hope', '--device=cpu'], '--graph is for a GPU'),

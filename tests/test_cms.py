@@ -13,7 +13,8 @@ from test_scripts import TINY, inside, losses, shell, train_until
 import cms
 from cli import UsageError
 from cms import TOPOLOGIES, learn, levels_of, moving, weights_of
-from model import Config, Hope, load_checkpoint, load_model, state_bytes
+from machine import load_checkpoint, load_model
+from model import Config, Hope, state_bytes
 
 
 SHORT = [arg for arg in TINY if not arg.startswith(('--n_layer', '--max_steps'))] + ['--n_layer=2']

@@ -14,7 +14,7 @@ NAMES = ('y', 'state', 'dq', 'dk', 'de', 'da', 'db', 'dc', 'dstate')
 @pytest.mark.parametrize('T, C', [(1, 8), (7, 8), (8, 8), (63, 16), (100, 64), (130, 64), (65, 1), (20, 64)])
 def test_chunked_equals_token_loop(T, C):
     inputs = example(2, 3, T, 5, torch.float64)
-    fast, slow = forward_backward(delta_rule, inputs, chunk_size=C), forward_backward(delta_rule_ref, inputs)
+    fast, slow = forward_backward(delta_rule, inputs, tile=C), forward_backward(delta_rule_ref, inputs)
     for name, got, want in zip(NAMES, fast, slow):
         assert_near(name, got, want, 1e-12)
 
@@ -43,7 +43,7 @@ def test_momentum_equals_token_loop(rates, T, C):
         loss = (y * weights).sum() + S_end.cos().sum() + P_end.sin().sum()
         return [y, S_end, P_end, *torch.autograd.grad(loss, inputs.values())]
     names = ['y', 'S_end', 'P_end', *inputs]
-    for name, got, want in zip(names, results(delta_rule, chunk_size=C), results(delta_rule_ref)):
+    for name, got, want in zip(names, results(delta_rule, tile=C), results(delta_rule_ref)):
         assert_near(name, got, want, 1e-12)
 
 
@@ -85,7 +85,7 @@ def test_answers_that_are_known_are_not_asked_for(T, C, forget):
 
 @pytest.mark.parametrize('momentum', [False, True])
 @pytest.mark.parametrize('f', [lambda *args: delta_rule_ref(*args[:7], mu=args[7]),
-                               lambda *args: delta_rule(*args[:7], chunk_size=8, mu=args[7])], ids=['loop', 'chunks'])
+                               lambda *args: delta_rule(*args[:7], tile=8, mu=args[7])], ids=['loop', 'chunks'])
 def test_memories_that_share_their_rates(f, momentum):
     """(B, H, M, T, D) with rates (B, H, 1, T): M memories for each head, which could as well be heads themselves."""
     q, k, e, _, _, _, S = example(2, 3 * 2, 21, 4, torch.float64)
@@ -111,7 +111,7 @@ def test_left_out_rates_are_one_zero_one(rates, with_state):
     defaults = (1, 0, 1)
     full = [x if name in rates else torch.full_like(x, d) for name, x, d in zip('abc', (a, b, c), defaults)]
     want = delta_rule_ref(q, k, e, *full, state if with_state else torch.zeros_like(state))
-    for f in (delta_rule_ref, lambda *args: delta_rule(*args, chunk_size=16)):
+    for f in (delta_rule_ref, lambda *args: delta_rule(*args, tile=16)):
         for name, got, right in zip(('y', 'state'), f(q, k, e, *short, state if with_state else None), want):
             assert_near(name, got, right, 1e-12)
 
@@ -131,7 +131,7 @@ def test_token_loop_is_the_written_equation():
 def test_write_is_a_gradient_step():
     """With b = c = beta and a = 1 a token is a step of gradient descent on |S k - v|^2 / 2, taken here by autograd."""
     _, k, v, _, beta, _, S = (x.detach() for x in example(1, 1, 12, 4, torch.float64))
-    _, last = delta_rule(None, k, v, None, beta, beta, S, chunk_size=5)
+    _, last = delta_rule(None, k, v, None, beta, beta, S, tile=5)
     S = S[0, 0].clone().requires_grad_()
     for t in range(12):
         loss = 0.5 * (S @ k[0, 0, t] - v[0, 0, t]).square().sum()
@@ -142,7 +142,7 @@ def test_write_is_a_gradient_step():
 def test_backward_of_backward():
     """Gradients of gradients exist and are right: a memory's start can be learned through its writes."""
     inputs = [x.detach()[:, :, :5].requires_grad_() for x in example(1, 1, 6, 2, torch.float64)[:6]]
-    assert torch.autograd.gradgradcheck(lambda *x: delta_rule(*x, chunk_size=3), inputs)
+    assert torch.autograd.gradgradcheck(lambda *x: delta_rule(*x, tile=3), inputs)
 
 
 def test_no_overflow_when_forgetting_fast():
@@ -159,9 +159,9 @@ def test_no_overflow_when_forgetting_fast():
 
 def test_no_queries():
     q, k, e, a, b, c, S = example(1, 2, 19, 4)
-    y, state = delta_rule(None, k, e, a, b, c, S, chunk_size=8)
+    y, state = delta_rule(None, k, e, a, b, c, S, tile=8)
     assert y is None
-    assert_near('state', state, delta_rule(q, k, e, a, b, c, S, chunk_size=8)[1], 1e-6)
+    assert_near('state', state, delta_rule(q, k, e, a, b, c, S, tile=8)[1], 1e-6)
 
 
 def test_autocast_keeps_the_state_in_float32():
@@ -194,6 +194,6 @@ def test_convolution():
 def test_compiled_equals_eager():
     inputs = example(1, 2, 40, 8)
     compiled = torch.compile(delta_rule, fullgraph=True)
-    fast, eager = (forward_backward(f, inputs, chunk_size=16) for f in (compiled, delta_rule))
+    fast, eager = (forward_backward(f, inputs, tile=16) for f in (compiled, delta_rule))
     for name, got, want in zip(NAMES, fast, eager):
         assert_near(name, got, want, 1e-5)

@@ -4,13 +4,14 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_near
 
-from memory import DEEP, MIXERS, RECURRENT, TTT_CHUNK, recall, remember
-from model import Config, Hope
+from memory import RECURRENT, TTT_CHUNK, recall, remember
+from model import MIXERS, Config, Hope
+from titans import DEEP
 
 
 def tiny(mixer, **kwargs):
     torch.manual_seed(0)
-    kwargs = {'n_layer': 1, 'n_embd': 16, 'n_head': 2, 'block_size': 400, 'chunk_size': 8, 'memory_chunk': 8, **kwargs}
+    kwargs = {'n_layer': 1, 'n_embd': 16, 'n_head': 2, 'block_size': 400, 'tile': 8, 'memory_chunk': 8, **kwargs}
     return Hope(Config(mixer=mixer, **kwargs)).double()
 
 
@@ -38,7 +39,7 @@ def retnet(q, k, v, alpha, beta, t):                        # a fixed decay per 
     return sum(alpha[0] ** (t - s) * (q[t] @ k[s]) * v[s] for s in range(t + 1))
 
 
-def gla(q, k, v, alpha, beta, t):                           # Mamba-2: decay exp(-dt), input scaled by dt
+def mamba2(q, k, v, alpha, beta, t):                           # Mamba-2: decay exp(-dt), input scaled by dt
     dt = -alpha.log()
     return sum(torch.exp(-dt[s + 1:t + 1].sum()) * dt[s] * (q[t] @ k[s]) * v[s] for s in range(t + 1))
 
@@ -75,7 +76,7 @@ def test_formula_of_its_paper(rule):
         alpha = alpha[:1].expand(37)
     S = torch.zeros(1, 1, 5, 6, dtype=torch.float64)
     state = {'S': S, 'S_xi': S, 'place': 0}
-    y, _ = remember(rule, *(x[None, None] for x in (q, k, v, alpha, beta)), state, chunk_size=8)
+    y, _ = remember(rule, *(x[None, None] for x in (q, k, v, alpha, beta)), state, tile=8)
     formula = globals()[rule]
     assert_near(rule, y[0, 0], torch.stack([formula(q, k, v, alpha, beta, t) for t in range(37)]), 1e-12)
 
@@ -117,10 +118,10 @@ def test_whole_equals_split(mixer, cuts):
 
 
 @pytest.mark.parametrize('mixer', MIXERS)
-@pytest.mark.parametrize('chunk_size', [1, 8, 64])
-def test_causality(mixer, chunk_size):
+@pytest.mark.parametrize('tile', [1, 8, 64])
+def test_causality(mixer, tile):
     """Changing token 23 leaves every output before it untouched, and changes its own."""
-    layer, x = layer_and_input(mixer, chunk_size=chunk_size, memory_chunk=chunk_size)
+    layer, x = layer_and_input(mixer, tile=tile, memory_chunk=tile)
     y = layer(x)[0]
     x2 = x.clone()
     x2[:, 23] += 1
@@ -148,7 +149,7 @@ def test_closed_gates_hold_what_was_written(mixer, floor):
 @pytest.mark.parametrize('mixer', [*RECURRENT, *DEEP])
 def test_gradient_over_200_tokens(mixer):
     """From the loss at token 230 to the input at token 30, at the default start and through a whole model."""
-    model = tiny(mixer, n_layer=2, chunk_size=32)
+    model = tiny(mixer, n_layer=2, tile=32)
     x = torch.randn(1, 231, 16, dtype=torch.float64, requires_grad=True)
     h = x
     for block in model.blocks:
@@ -177,9 +178,9 @@ def test_every_parameter_learns(mixer):
 def test_gates_and_reads_are_float32_under_autocast(monkeypatch):
     """A retention of 0.999 is 1 in bfloat16: the memory would never forget."""
     seen = {}
-    def spy(rule, q, k, v, alpha, beta, state, chunk_size):
+    def spy(rule, q, k, v, alpha, beta, state, tile):
         seen.update(alpha=alpha.dtype, beta=beta.dtype)
-        y, state = remember(rule, q, k, v, alpha, beta, state, chunk_size)
+        y, state = remember(rule, q, k, v, alpha, beta, state, tile)
         seen['S'] = state['S'].dtype
         return y, state
     monkeypatch.setattr('memory.remember', spy)

@@ -9,13 +9,14 @@ import torch.nn.functional as F
 from conftest import assert_near
 
 from cli import UserError, atomic_write
-from memory import MIXERS, RECURRENT
-from model import KEYS, Config, Hope, load_checkpoint, load_model, sample, save_checkpoint, state_bytes
+from machine import KEYS, load_checkpoint, load_model, save_checkpoint
+from memory import RECURRENT
+from model import MIXERS, Config, Hope, sample, state_bytes
 
 
 def tiny(mixer='gated_deltanet', **kwargs):
     torch.manual_seed(0)
-    shape = {'n_layer': 2, 'n_embd': 16, 'n_head': 2, 'block_size': 24, 'chunk_size': 8}
+    shape = {'n_layer': 2, 'n_embd': 16, 'n_head': 2, 'block_size': 24, 'tile': 8}
     return Hope(Config(mixer=mixer, **shape | kwargs))
 
 
@@ -115,7 +116,7 @@ def test_attention_state_stops_at_the_block_size():
 
 def test_logits_stay_finite_after_many_tokens():
     for mixer in RECURRENT:
-        logits, state = tiny(mixer, n_layer=1, block_size=10_000, chunk_size=64).read(ids(1, 100_000))
+        logits, state = tiny(mixer, n_layer=1, block_size=10_000, tile=64).read(ids(1, 100_000))
         assert torch.isfinite(logits).all() and all(torch.isfinite(layer['S']).all() for layer in state), mixer
 
 
@@ -156,7 +157,7 @@ def test_prompt_errors():
 
 
 @pytest.mark.parametrize('kwargs, named', [({'mixer': 'mamba'}, 'mixer'), ({'n_embd': 30, 'n_head': 4}, 'n_embd'),
-                                           ({'n_layer': 0}, 'n_layer'), ({'chunk_size': 0}, 'chunk_size')])
+                                           ({'n_layer': 0}, 'n_layer'), ({'tile': 0}, 'tile')])
 def test_config_refuses(kwargs, named):
     with pytest.raises(ValueError, match=named):
         Config(**kwargs)

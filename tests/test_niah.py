@@ -164,7 +164,7 @@ def test_a_drill_tells_values_again(needles):
 
 def test_weights_in_the_loss():
     torch.manual_seed(0)
-    model = Hope(Config(n_layer=1, n_head=2, n_embd=16, mixer='gla')).double()
+    model = Hope(Config(n_layer=1, n_head=2, n_embd=16, mixer='mamba2')).double()
     idx, targets = torch.randint(256, (2, 3, 20))
     weights = torch.rand(3, 20).double()
     log_p = model(idx)[0].log_softmax(-1).gather(-1, targets[..., None])[..., 0]
@@ -175,7 +175,7 @@ def test_weights_in_the_loss():
 # -----------------------------------------------------------------------------
 # the scripts
 
-SMALL = ['--data=niah', '--mixer=gla', '--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=320',
+SMALL = ['--data=niah', '--mixer=mamba2', '--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=320',
          '--eval_every=10', '--eval_batches=1', '--carry=8', '--sample_tokens=0', '--device=cpu', '--preset=cpu']
 
 

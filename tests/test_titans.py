@@ -6,8 +6,10 @@ import torch
 from conftest import assert_near, difference
 
 from kernels import delta_rule, hidden, mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
-from memory import DEEP, qkv_streams, unit
-from model import Config, Hope, compiled
+from machine import compiled
+from memory import qkv_streams, unit
+from model import Config, Hope
+from titans import DEEP
 
 
 def test_mlp_memory_grad():
@@ -125,7 +127,7 @@ def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
 def deep_layer(mixer='hope', **kwargs):
     torch.manual_seed(0)
     small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4,
-             'chunk_size': 3}
+             'tile': 3}
     layer = Hope(Config(mixer=mixer, **small | kwargs)).double().blocks[0].mixer
     with torch.no_grad():                       # away from the neutral start, so that everything has an effect
         for p in layer.parameters():

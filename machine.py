@@ -1,0 +1,150 @@
+"""machine"""
+import logging
+import math
+import platform
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+from cli import UserError, atomic_write, build
+from model import Config, Hope
+
+
+def pick_device(name):
+    """'auto' is the GPU where there is one, else the CPU; UserError for a device that this machine does not have."""
+    if name == 'auto':
+        return 'cuda' if torch.cuda.is_available() else 'cpu'
+    if name not in ('cpu', 'cuda', 'mps'):
+        raise UserError(f"--device takes auto, cpu, cuda or mps, not '{name}'")
+    if name == 'cuda' and not torch.cuda.is_available() or name == 'mps' and not torch.backends.mps.is_available():
+        raise UserError(f'--device={name}, but torch finds no such device on this machine; use --device=cpu')
+    return name
+
+
+def machine(device):
+    """What a log says a run was made on."""
+    if device.startswith('cuda'):
+        return torch.cuda.get_device_name()
+    return f'{platform.machine()}, {torch.get_num_threads()} threads'
+
+
+def compiled(model):
+    """
+    torch.compile'd. On a CPU the code that calls the kernels is C++ as well: a chunk is many small calls, and made from
+    Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can.
+    Every shape is compiled for itself: code for any length compiles for minutes and is slower. torch checks shapes
+    before it calls compiled code; that code would check them again.
+    """
+    on_cpu = next(model.parameters()).device.type == 'cpu'
+    logging.getLogger('torch._inductor.ir').setLevel(logging.ERROR)
+    return torch.compile(model, dynamic=False, options={'cpp_wrapper': True, 'size_asserts': False} if on_cpu else None)
+
+
+class Cores:
+    """
+    Parts of a batch side by side on a CPU, n at a time: the most that its threads allow and that divide the rows.
+
+    A memory makes many small products. Two threads that share each of them wait for each other most of the time; with
+    half of the rows each, and Python's lock let go by compiled code, they hardly meet.
+    """
+    def __init__(self, rows):
+        self.threads = torch.get_num_threads()
+        self.n = max(n for n in range(1, min(rows, self.threads) + 1) if rows % n == 0)
+        self.pool = ThreadPoolExecutor(self.n, initializer=self.set_up, initargs=(self.threads // self.n,))
+        self.seen = set()
+
+    def map(self, f, parts, kind=None):
+        """f(part) for each of parts, in their order; the first of each kind one after the other, as f may compile."""
+        if self.n == 1:
+            return map(f, parts)
+        if kind in self.seen:
+            return self.pool.map(f, parts)
+        self.seen.add(kind)
+        return (self.alone(f, part) for part in parts)
+
+    def alone(self, f, part):
+        """
+        f(part) in the thread that calls, as the others do it later. torch 2.13 keeps tracebacks of the last compilation
+        in the thread that compiled, and may stand still for good when two such threads end at once.
+        """
+        torch.set_num_threads(self.threads // self.n)
+        try:
+            return f(part)
+        finally:
+            torch.set_num_threads(self.threads)
+
+    @staticmethod
+    def set_up(threads):
+        """What a thread has of its own."""
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(True)
+
+
+# -----------------------------------------------------------------------------
+# checkpoints: plain types only, so that loading one never runs code from it
+
+FORMAT = 'nested-learning-2'
+KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered')
+
+
+def save_checkpoint(path, checkpoint):
+    """Write a dict of plain types and tensors to path, whole or not at all."""
+    with atomic_write(path) as file:
+        try:
+            torch.save({'format': FORMAT, **checkpoint}, file)
+        except RuntimeError as error:       # torch wraps what the disk says
+            raise OSError(f'{error}'.splitlines()[0]) from None
+
+
+def load_checkpoint(path, kind='checkpoint', form=FORMAT, keys=KEYS, device='cpu'):
+    """Read back what save_checkpoint wrote; UserError in one line if it is missing, damaged, or of another format."""
+    try:
+        checkpoint = torch.load(path, map_location=device, weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f'there is no {kind} {path}; train one first (python train.py), or name its folder '
+                        'with --out_dir') from None
+    except PermissionError:
+        raise UserError(f'{path} may not be read by this user') from None
+    except Exception:                       # damaged bytes make torch raise nearly anything; it runs none of them
+        raise UserError(f'{path} is damaged or not a {kind}; nothing was changed') from None
+    if not isinstance(checkpoint, dict) or checkpoint.get('format') != form:
+        raise UserError(f'{path} is not a {kind} of this project (format {form})')
+    missing = [key for key in keys if key not in checkpoint]
+    if missing:
+        raise UserError(f"{path} is a {kind} without {', '.join(missing)}")
+    return checkpoint
+
+
+def load_model(checkpoint, device='cpu'):
+    """The model in a checkpoint, on device. UserError if its configuration and its weights do not fit together."""
+    try:
+        model = Hope(Config(**checkpoint['config']))
+        weights, own = dict(checkpoint['model']), model.log_step    # another number of clocks starts with cms_step
+        if own is None or 'log_step' not in weights or weights['log_step'].shape != own.shape:
+            weights = {name: p for name, p in weights.items() if name != 'log_step'}
+            weights |= {} if own is None else {'log_step': own}
+        model.load_state_dict(weights)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
+        raise UserError(f"the checkpoint does not fit: {' '.join(str(error).split())[:300]}") from None
+    return model.to(device)
+
+
+def load_learner(checkpoint, device='cpu', chunks='', inner='', step=-1.0):
+    """
+    load_model, with a token clock to learn by while reading: the one given, else the one it was trained with, else 128
+    tokens for the fastest level and four times as many for each one after it. step: the inner step size of all levels;
+    below 0 they keep what they learned.
+    """
+    config = checkpoint['config']
+    levels = build([Config], config)[0].n_level
+    config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
+    config['cms_inner'] = inner or config['cms_inner']
+    if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
+        config['cms_topology'] = 'stacked'
+    build([Config], config)                                     # what is wrong with these is said as such
+    model = load_model(checkpoint, device)
+    if step >= 0:
+        model.log_step.data.fill_(math.log(step) if step else -math.inf)
+    return model
+
+
