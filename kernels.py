@@ -13,7 +13,7 @@ shows how linear attention, RetNet, gated linear attention, DeltaNet, Gated Delt
 A memory with a hidden layer is two such matrices: what is written in each is its share of one gradient
 (mlp_memory_grad).
 
-    python kernels.py              checks the chunked form against the token loop and times both
+    python kernels.py              checks the tiled form against the token loop and times both
     python kernels.py --compile    the torch.compile'd form as well (its first call takes a minute on a CPU)
 
 Does NOT include: hand-written Triton or CUDA.
@@ -28,7 +28,7 @@ Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training
     eta_t       c       (B, H, T)           write rate
     S_t         P       (B, H, Dv, Dk)      Titans' momentum; mu (B, H, T) its decay in [0, 1)
     W_2, W_1    W2, U   (.., m, Dk), (.., Dv, Dk + m)   the layers of an MLP memory, m hidden units
-    B batch, H heads, T time, Dk key width, Dv value width, C chunk, N number of chunks, W width of a convolution
+    B batch, H heads, T time, Dk key width, Dv value width, C tile, N number of tiles, W width of a convolution
     B, H may be any leading axes; the rates a, b, c, mu may have a 1 where several memories share them
 """
 import torch
@@ -77,21 +77,21 @@ def start(q, k, e, a, b, c, state, mu):
 
 
 # -----------------------------------------------------------------------------
-# the same numbers, chunk-parallel
+# the same numbers, a tile of tokens at a time
 
 
-def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, answers=None):
+def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=None):
     """
-    delta_rule_ref's arguments and results, computed tile tokens at a time. rows: how many of the first rows of S
-    are read, y (B, H, T, rows); None reads all of them. answers (B, H, T, Dv): what the given state answers to every
-    key, k S^T, from one who has it and erases (b); the first chunk then need not ask. Not with momentum.
+    delta_rule_ref's arguments and results, computed `tile` tokens at a time. rows: how many of the first rows of S
+    are read, y (B, H, T, rows); None reads all of them. v_old (B, H, T, Dv): what the given state answers to every
+    key, k S^T, from one who has it and erases (b); the first tile then need not ask. Not with momentum.
 
-    With g_t = log a_1 + ... + log a_t counted from the chunk's start, and S_0 the memory there, the recurrence is
+    With g_t = log a_1 + ... + log a_t counted from the tile's start, and S_0 the memory there, the recurrence is
         S_t = exp(g_t) S_0 + sum_{s<=t} exp(g_t - g_s) n_s k_s^T,       n_t = c_t e_t - b_t S_{t-1} k_t
-    where n_t is what token t really writes. It depends on S_0 and on the tokens before it in the chunk, linearly:
+    where n_t is what token t really writes. It depends on S_0 and on the tokens before it in the tile, linearly:
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
     (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
-    so all chunks compute it at once; what is left for a loop over chunks is three small products. All exponents are
+    so all tiles compute it at once; what is left for a loop over tiles is three small products. All exponents are
     <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in float32 (on a
     GPU its products are tf32 if torch was told so).
 
@@ -102,11 +102,11 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, answer
     """
     S, P = start(q, k, e, a, b, c, state, mu)
     T, axis = k.shape[-2], k.dim() - 2
-    assert T >= 1 and tile >= 1, f'needs a token and a chunk of one, got T={T}, tile={tile}'
-    assert answers is None or answers.shape == e.shape and b is not None and mu is None, \
-        'answers have the shape of e, and are of use where something is erased, without momentum'
+    assert T >= 1 and tile >= 1, f'needs a token and a tile of one, got T={T}, tile={tile}'
+    assert v_old is None or v_old.shape == e.shape and b is not None and mu is None, \
+        'v_old has the shape of e, and is of use where something is erased, without momentum'
     C = min(tile, T)
-    if mu is not None and T % C:            # padding does not leave a momentum alone: the odd tail is its own chunk
+    if mu is not None and T % C:            # padding does not leave a momentum alone: the odd tail is its own tile
         whole, tail = ([None if x is None else x.narrow(axis, *part) for x in (q, k, e, a, b, c, mu)]
                        for part in ((0, T - T % C), (T - T % C, T % C)))
         y1, state = delta_rule(*whole[:6], state, C, whole[6], rows)
@@ -114,19 +114,19 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, answer
         return (None if q is None else torch.cat([y1, y2], dim=-2)), state
     with torch.autocast(k.device.type, enabled=False):
         # a token of padding keeps everything, erases nothing and writes nothing: the final state does not see it
-        pads = (q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0), (answers, 0)
-        *parts, mu, answers = (cut(x, axis, C, pad) for x, pad in pads)
+        pads = (q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0), (v_old, 0)
+        *parts, mu, v_old = (tiled(x, axis, C, pad) for x, pad in pads)
         S = S.to(parts[1].dtype)
         if mu is None:
-            y, S = delta_rule_chunks(*parts, S, rows, answers)
+            y, S = delta_rule_tiles(*parts, S, rows, v_old)
         else:
-            y, S, P = momentum_chunks(*parts, mu, S, P.to(S.dtype), rows)
+            y, S, P = momentum_tiles(*parts, mu, S, P.to(S.dtype), rows)
     return (None if y is None else y.flatten(-3, -2)[..., :T, :].to(e.dtype)), (S if mu is None else (S, P))
 
 
-def delta_rule_chunks(q, k, e, a, b, c, S, rows, answers):
+def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old):
     """
-    delta_rule on whole chunks: q, k (B, H, N, C, Dk), e, answers (B, H, N, C, Dv), a, b, c (B, H, N, C),
+    delta_rule on whole tiles: q, k (B, H, N, C, Dk), e, v_old (B, H, N, C, Dv), a, b, c (B, H, N, C),
     S (B, H, Dv, Dk).
     """
     C = k.shape[-2]
@@ -136,7 +136,7 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows, answers):
         a = a.clamp(min=1e-12)                                              # its logarithm must be finite
         g = a.log().cumsum(-1)                                              # (B, H, N, C)
         decay = (g[..., :, None] - g[..., None, :] + past).exp()            # (B, H, N, C, C)
-        k_end = (g[..., -1:] - g).exp()[..., None] * k                      # what the chunk's end holds of each write
+        k_end = (g[..., -1:] - g).exp()[..., None] * k                      # what the tile's end holds of each write
         q_start = None if q is None else g.exp()[..., None] * q             # what each read still finds of S_0
         keep_all = g[..., -1, None, None].exp().expand(*k.shape[:-2], 1, 1)     # (B, H, N, 1, 1)
 
@@ -148,29 +148,29 @@ def delta_rule_chunks(q, k, e, a, b, c, S, rows, answers):
         inverse = unit_lower_inverse(A)
         erase = (erase if a is None else g.exp() * erase)[..., None]        # what of S_0's answers is erased
         k_erase = erase * k                                                 # (B, H, N, C, Dk)
-        if answers is not None:             # by a mask: the first chunk cut off and put back would be one copy more
+        if v_old is not None:             # by a mask: the first tile cut off and put back would be one copy more
             first = (torch.arange(k.shape[-3], device=k.device) == 0)[:, None, None]
-            write, k_erase = write - torch.where(first, erase * answers, 0), k_erase[..., 1:, :, :]
+            write, k_erase = write - torch.where(first, erase * v_old, 0), k_erase[..., 1:, :, :]
 
-    starts, writes, S = Carry.apply(S, write, A, inverse, k_erase, k_end, keep_all)
+    starts, writes, S = Scan.apply(S, write, A, inverse, k_erase, k_end, keep_all)
     if q is None:
         return None, S
 
-    # the reads of all chunks: what each chunk's start still holds, and what the chunk's own tokens wrote
+    # the reads of all tiles: what each tile's start still holds, and what the tile's own tokens wrote
     y = matmul_nt(q_start, starts[..., :rows, :])                           # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
     return y + (matmul_nt(q, k) * decay) @ writes[..., :rows], S            # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
 
 
-def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
-    """delta_rule_chunks with momentum: mu (B, H, N, C), P (B, H, Dv, Dk) as S; returns y, S, P."""
+def momentum_tiles(q, k, e, a, b, c, mu, S, P, rows):
+    """delta_rule_tiles with momentum: mu (B, H, N, C), P (B, H, Dv, Dk) as S; returns y, S, P."""
     C = k.shape[-2]
     past = log_past(C, k)
     log_a, log_mu = (torch.zeros_like(mu) if x is None else x.clamp(min=1e-12).log() for x in (a, mu))
     g, h = log_a.cumsum(-1), log_mu.cumsum(-1)                                  # (B, H, N, C)
     decay, gather = ((x[..., :, None] - x[..., None, :] + past).exp() for x in (g, h))
     grown = decay @ gather                                                      # (.., C, C) x (.., C, C): R above
-    carry = (decay @ h.exp()[..., None])                                        # (.., C, 1): what P_0 has added to S_t
-    before = F.pad(grown, (0, 0, 1, -1)), F.pad(carry, (0, 0, 1, -1))           # the same, a token earlier
+    from_P = decay @ h.exp()[..., None]                                        # (.., C, 1): what P_0 has added to S_t
+    before = F.pad(grown, (0, 0, 1, -1)), F.pad(from_P, (0, 0, 1, -1))           # the same, a token earlier
 
     write = e if c is None else c[..., None] * e                                # (.., C, Dv)
     keep_S, keep_P = (x[..., -1, None, None].exp().unbind(-3) for x in (g, h))
@@ -188,7 +188,7 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     for n in range(k.shape[-3]):
         S_starts.append(S)
         P_starts.append(P)
-        S = keep_S[n] * S + carry[..., n, -1:, :] * P + add_S[n]
+        S = keep_S[n] * S + from_P[..., n, -1:, :] * P + add_S[n]
         if b is not None:
             old = k_S[n] @ S_starts[n].mT + k_P[n] @ P.mT + known[n]            # (.., C, Dk) x (.., Dk, Dv)
             erased.append(inverse[n] @ old)                                     # (.., C, C) x (.., C, Dv)
@@ -197,10 +197,10 @@ def momentum_chunks(q, k, e, a, b, c, mu, S, P, rows):
     if q is None:
         return None, S, P
 
-    # the reads of all chunks: what each start still holds, what its momentum has added, and the chunk's own tokens
+    # the reads of all tiles: what each start still holds, what its momentum has added, and the tile's own tokens
     S_starts, P_starts = (torch.stack(x, dim=-3)[..., :rows, :] for x in (S_starts, P_starts))
     scores = matmul_nt(q, k)                                                    # (.., C, Dk) x (.., Dk, C)
-    y = g.exp()[..., None] * matmul_nt(q, S_starts) + carry * matmul_nt(q, P_starts)    # (.., C, Dk) x (.., Dk, Dv)
+    y = g.exp()[..., None] * matmul_nt(q, S_starts) + from_P * matmul_nt(q, P_starts)    # (.., C, Dk) x (.., Dk, Dv)
     y = y + (scores * grown) @ write[..., :rows]                                # (.., C, C) x (.., C, Dv)
     if b is not None:
         y = y - (scores * decay) @ torch.stack(erased, dim=-3)[..., :rows]
@@ -225,15 +225,15 @@ def unit_lower_inverse(A):
     return torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True, left=False)
 
 
-class Carry(torch.autograd.Function):
+class Scan(torch.autograd.Function):
     """
-    What goes from chunk to chunk in delta_rule_chunks. With S_0 = S, for chunk i of N:
+    What goes from tile to tile in delta_rule_tiles. With S_0 = S, for tile i of N:
         n_i = X_i (write_i - k_erase_i S_i^T),  S_{i+1} = keep_i S_i + n_i^T k_end_i
-    (k_erase may start with chunk 1: then what chunk 0 erases has been taken from its write)
+    (k_erase may start with tile 1: then what tile 0 erases has been taken from its write)
     returns all S_i but the last (B, H, N, Dv, Dk), all n_i (B, H, N, C, Dv), and the last S (B, H, Dv, Dk)
 
-    Its own backward, because only three products per chunk need the gradient of what comes after; the others are one
-    product for all chunks, where autograd makes two of each, chunk by chunk, and stacks them. And the gradient of A is
+    Its own backward, because only three products per tile need the gradient of what comes after; the others are one
+    product for all tiles, where autograd makes two of each, tile by tile, and stacks them. And the gradient of A is
     -dr n^T; by way of its inverse X it would be three products. So X gets none. Second derivatives do go through it.
     """
     @staticmethod
@@ -291,8 +291,8 @@ def matmul_nt(x, y):
     return MatmulNT.apply(x, y) if torch.compiler.is_compiling() else x @ y.mT
 
 
-def cut(x, axis, C, pad):
-    """(B, H, T, ...) -> (B, H, N, C, ...) in float32 or better, the last chunk filled up with pad; None stays None."""
+def tiled(x, axis, C, pad):
+    """(B, H, T, ...) -> (B, H, N, C, ...) in float32 or better, the last tile filled up with pad; None stays None."""
     if x is None:
         return None
     missing = -x.shape[axis] % C
@@ -440,14 +440,14 @@ def main(compiled):
     names = ('y', 'state', 'dq', 'dk', 'de', 'da', 'db', 'dc', 'dstate')
     worst = {name: (x - y).abs().max().item() for name, x, y in
              zip(names, forward_backward(delta_rule_ref, small), forward_backward(delta_rule, small))}
-    print('chunked against the token loop, float64, T=130, chunk 64, largest difference')
+    print('tiled against the token loop, float64, T=130, tile 64, largest difference')
     print('  ' + '  '.join(f'{name} {x:.0e}' for name, x in worst.items()))
 
     inputs = example(4, 4, 1024, 64)
     rows = [('token loop', delta_rule_ref, {})]
-    rows += [(f'chunk {C}', delta_rule, {'tile': C}) for C in (16, 32, 64)]
+    rows += [(f'tile {C}', delta_rule, {'tile': C}) for C in (16, 32, 64)]
     if compiled:
-        rows.append(('chunk 64, compiled', torch.compile(delta_rule), {'tile': 64}))
+        rows.append(('tile 64, compiled', torch.compile(delta_rule), {'tile': 64}))
     print('forward + backward, B=4 H=4 T=1024 Dk=Dv=64, float32, one thread')
     base = None
     for name, f, kwargs in rows:

@@ -123,9 +123,9 @@ def qkv_streams(qkv, conv, tail, H):
     return unit(q), unit(k), v, tail
 
 
-class Recurrent(nn.Module):
+class MemoryLayer(nn.Module):
     """
-    The layer around `remember`: projections, a short convolution, gates, and a gated norm on what is read.
+    What stands around every recurrent memory: projections, a short convolution, and a gated norm on what is read.
     paper: Titans' block, "SiLU after q, k, v; L2-normalised q, k; depth-wise convolution; output normalised and gated".
     """
     groups = {'conv': 'vector'}                                     # optim.param_groups
@@ -133,17 +133,10 @@ class Recurrent(nn.Module):
     def __init__(self, config):
         super().__init__()
         D, H = config.n_embd, config.n_head
-        self.rule, self.n_head, self.tile, self.gate_floor = config.mixer, H, config.tile, config.gate_floor
+        self.n_head, self.tile, self.gate_floor = H, config.tile, config.gate_floor
         self.qkv = nn.Linear(D, 3 * D, bias=False)
         self.conv = nn.Parameter(torch.empty(config.conv_width, 3 * D))
         self.gate = nn.Linear(D, D, bias=False)                     # the output gate
-        self.alpha = self.beta = None
-        if self.rule in ('mamba2', 'gated_deltanet'):
-            self.alpha = nn.Linear(D, H)
-        if self.rule in ('deltanet', 'gated_deltanet', 'ttt'):
-            self.beta = nn.Linear(D, H)
-        decay = 1 - 2.0 ** (-5 - torch.arange(H)) if self.rule == 'retnet' else None        # as in RetNet's paper
-        self.register_buffer('decay', decay, persistent=False)
         self.norm = nn.RMSNorm(D // H, eps=1e-6)
         self.out = nn.Linear(D, D, bias=False)
 
@@ -172,17 +165,29 @@ class Recurrent(nn.Module):
     def init_memory(self):
         """What the memory itself has learned before it reads: nothing."""
 
+    def emit(self, y, x):
+        """What was read (B, H, T, Dv), normed, gated by the layer's input x (B, T, D) and projected -> (B, T, D)."""
+        y = self.norm(at_least_float32(y)).transpose(1, 2).reshape(x.shape)         # (B, H, T, Dv) -> (B, T, D)
+        return self.out(y * F.silu(self.gate(x)))
+
+
+class Recurrent(MemoryLayer):
+    """The layer around `remember`: a linear memory and the gates that its rule takes."""
+    def __init__(self, config):
+        super().__init__(config)
+        D, H = config.n_embd, config.n_head
+        self.rule = config.mixer
+        self.alpha = nn.Linear(D, H) if self.rule in ('mamba2', 'gated_deltanet') else None
+        self.beta = nn.Linear(D, H) if self.rule in ('deltanet', 'gated_deltanet', 'ttt') else None
+        decay = 1 - 2.0 ** (-5 - torch.arange(H)) if self.rule == 'retnet' else None        # as in RetNet's paper
+        self.register_buffer('decay', decay, persistent=False)
+
     def init_state(self, batch_size, device=None):
         """An empty memory: a flat dict of tensors (and, for ttt, the place inside the chunk)."""
         D, H = self.out.in_features, self.n_head
         S = torch.zeros(batch_size, H, D // H, D // H, device=device)
         state = {'S': S, 'conv': torch.zeros(batch_size, len(self.conv) - 1, 3 * D, device=device)}
         return state | ({'S_xi': S, 'place': 0} if self.rule == 'ttt' else {})
-
-    def emit(self, y, x):
-        """What was read (B, H, T, Dv), normed, gated by the layer's input x (B, T, D) and projected -> (B, T, D)."""
-        y = self.norm(at_least_float32(y)).transpose(1, 2).reshape(x.shape)         # (B, H, T, Dv) -> (B, T, D)
-        return self.out(y * F.silu(self.gate(x)))
 
     def forward(self, x, state=None):
         B, T, D = x.shape

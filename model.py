@@ -26,9 +26,9 @@ from cli import UsageError, UserError, build, check, clock
 from cms import CMS, TOPOLOGIES, learn
 from kernels import at_least_float32
 from memory import RECURRENT, Recurrent
-from titans import DEEP, SelfModifyingTitans
+from titans import DEEP, DeepMemory
 
-MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, SelfModifyingTitans) | {'attention': Attention}
+MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, DeepMemory) | {'attention': Attention}
 
 
 @dataclass
@@ -51,11 +51,11 @@ class Config:
     projection_chunk: int = 0           # the same for the memories that make keys, values and gates (0 = memory_chunk)
     adaptive: str = 'kvg'               # which of k, v, q and the gates (g) come from memories written while reading
     self_values: bool = True            # a memory makes the values it stores
-    objective: str = 'dot'              # dot | l2 (the error at the chunk's start) | l2_now (at the current state)
+    objective: str = 'dot'              # dot | l2 (the error at the chunk's start)
     dgd: bool = True                    # Delta Gradient Descent: erase the old answer to a key before writing
     memory_momentum: bool = False       # gather writes with momentum, as Titans does
     forget: bool = True                 # let go of what was written, back towards the learned start
-    memory_read: str = 'after'          # after | before a token's own write | start: as the chunk began
+    memory_read: str = 'after'          # after a token's own write | start: as the chunk began
     negative_eigenvalues: bool = False  # steps of up to twice the proximal one: a token can flip what is stored
     # the continuum of MLPs, fastest level first
     cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8
@@ -81,7 +81,7 @@ class Config:
         check(self.projection_chunk >= 1 and self.projection_chunk % self.memory_chunk == 0,
               f'--projection_chunk={self.projection_chunk} must be a multiple of --memory_chunk={self.memory_chunk}')
         check(set(self.adaptive) <= set('kvqg'), f"--adaptive takes letters of kvqg, not '{self.adaptive}'")
-        for name, choices in (('objective', ('dot', 'l2', 'l2_now')), ('memory_read', ('after', 'before', 'start')),
+        for name, choices in (('objective', ('dot', 'l2')), ('memory_read', ('after', 'start')),
                               ('cms_topology', TOPOLOGIES), ('cms_inner', ('gd', 'dgd')),
                               ('cms_meta', ('first', 'second'))):
             value = getattr(self, name)

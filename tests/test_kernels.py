@@ -72,14 +72,14 @@ def test_answers_that_are_known_are_not_asked_for(T, C, forget):
     leaves = [x for x in inputs if forget or x is not a]
 
     def results(answers):
-        y, end = delta_rule(q, k, e, a if forget else None, b, c, S, C, answers=answers)
+        y, end = delta_rule(q, k, e, a if forget else None, b, c, S, C, v_old=answers)
         return [y, end, *torch.autograd.grad((y * torch.linspace(-1, 1, T)[:, None]).sum() + end.cos().sum(), leaves)]
     known = results(k @ S.mT)                                           # (B, H, T, Dk) x (B, H, Dk, Dv)
     for got, want in zip(known, results(None)):
         assert_near('answers', got, want, 1e-12)
     wrong = k @ S.mT + 1
     wrong[:, :, C:] = torch.nan
-    y, _ = delta_rule(q, k, e, a, b, c, S, C, answers=wrong)
+    y, _ = delta_rule(q, k, e, a, b, c, S, C, v_old=wrong)
     assert y.isfinite().all() and not torch.allclose(y, known[0])       # used in the first chunk, and only there
 
 

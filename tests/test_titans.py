@@ -9,7 +9,7 @@ from kernels import delta_rule, hidden, mlp_memory, mlp_memory_grad, mlp_memory_
 from machine import compiled
 from memory import qkv_streams, unit
 from model import Config, Hope
-from titans import DEEP
+from titans import DEEP, cell_ref
 
 
 def test_mlp_memory_grad():
@@ -32,98 +32,6 @@ def unit_streams(layer, qkv):
     return q, k, unit(v)
 
 
-def cell_ref(layer, x):
-    """
-    The whole cell for one sequence, x (T, D) -> y (T, D), as it is defined: a token at a time, the weights themselves
-    (not their differences from the start), and every inner gradient by autograd of the inner loss.
-    """
-    o, H, C = layer.config, layer.n_head, layer.config.memory_chunk
-    names = [name for name in 'kvq' if name in o.adaptive]
-    q, z, v = unit_streams(layer, layer.qkv(x)[None])
-    alpha, beta = layer.alpha(x) if o.forget else layer.beta(x), layer.beta(x)              # (T, H)
-    out = []
-    for i in range(H):
-        out.append(head_ref(layer, i, o, names, C, q[0, i], z[0, i], v[0, i], alpha[:, i], beta[:, i],
-                            None if layer.mu is None else torch.sigmoid(layer.mu(x)[:, i])))
-    return layer.emit(torch.stack(out)[None], x[None])[0]
-
-
-def head_ref(layer, i, o, names, C, q, z, v, alpha, beta, mu):
-    _, _, d, m = layer.W1_0.shape
-    start = {'U': torch.cat([torch.zeros(d, d, dtype=q.dtype), layer.W1_0[i, 0]], dim=1)}
-    start |= {f'W1_{n}': layer.W1_0[i, 1 + j] for j, n in enumerate(names)}
-    start |= {f'W2_{n}': layer.W2_0[i, j * m:(j + 1) * m] for j, n in enumerate(['mem'] + names)}
-    start |= {'gates': layer.gates_0[i]} if 'g' in o.adaptive else {}
-    rate = {name: layer.rate[i, 0] for name in start} | {'U': layer.rate[i, 1]}
-    rate |= {f'W1_{n}': layer.rate[i, 2 + j] for j, n in enumerate(names)}
-    now, P = dict(start), {name: torch.zeros_like(W) for name, W in start.items()}
-    anchor = dict(start)
-    eye = torch.eye(d, dtype=q.dtype)
-
-    def memory(weights, name):                      # the two layers of a memory
-        U = weights['U'] if name == 'mem' else torch.cat([eye, weights[f'W1_{name}']], dim=1)
-        return weights[f'W2_{name}'], U
-
-    def ask(weights, name, x): return mlp_memory(*memory(weights, name), x[None])[0][0]
-
-    y = []
-    for t in range(len(q)):
-        if t % o.projection_chunk == 0:
-            anchor = dict(now)
-        elif t % C == 0:
-            anchor |= {'U': now['U'], 'W2_mem': now['W2_mem']}
-
-        # generate
-        kt, vt, qt, at, bt = z[t], v[t], q[t], alpha[t], beta[t]
-        if 'g' in o.adaptive:
-            at, bt = at + anchor['gates'][0] @ kt, bt + anchor['gates'][1] @ kt
-        kt = unit(ask(anchor, 'k', kt)) if 'k' in names else kt
-        vt = unit(ask(anchor, 'v', vt)) if 'v' in names else vt
-        qt = unit(ask(anchor, 'q', qt)) if 'q' in names else qt
-        closed, f = torch.sigmoid(bt + rate['U']) <= o.gate_floor, o.gate_floor
-        a = torch.sigmoid(at) / (1 - f / 100) if o.forget else torch.ones((), dtype=q.dtype)
-        a = torch.where(a > 1, torch.ones_like(a), a)
-        before = dict(now)
-
-        # write: start + a (W - start), then a step along -gradient, then DGD's erase
-        def put(name, gradient, x, centre, times):
-            shut = torch.sigmoid(torch.tensor(f, dtype=q.dtype).logit() + rate[name] - rate['U'])
-            step = torch.zeros_like(bt) if closed else (torch.sigmoid(bt + rate[name]) - shut) / (1 - shut)
-            step = step / x.square().sum() * (2 if o.negative_eigenvalues else 1)
-            frozen = o.objective != 'dot' if name[:2] in ('W2', 'ga') else o.objective == 'l2'
-            step = step * (2 / o.projection_chunk if frozen and not times else 1)
-            kept = start[name] + a * (before[name] - start[name])
-            answer = kept @ x + (kt if name.startswith('W1') else 0) - centre
-            first = start_answer(name, x) - centre
-            write = step * (gradient - times * torch.outer(first, x))
-            if mu is not None:
-                write = P[name] = mu[t] * P[name] + (1 - mu[t]) * write
-            now[name] = kept + write - step * times * torch.outer(answer - first, x)
-
-        def start_answer(name, x): return start[name] @ x + (kt if name.startswith('W1') else 0)
-
-        for j, name in enumerate(['mem'] + names):
-            W2, U = memory(anchor, name)
-            value = unit(vt + layer.blend[i, j] * ask(anchor, name, vt)) if o.self_values else vt
-            x = mlp_memory(W2, U, kt[None])[1][0]
-            hidden = 'dot' if o.objective == 'dot' and not o.dgd else 'l2'
-            dW2, _ = mlp_memory_grad_ref(W2, U, kt, value, hidden)
-            _, dU = mlp_memory_grad_ref(W2, U, kt, value, 'l2' if o.objective == 'l2' else 'dot')
-            put(f'W2_{name}', dW2, kt, W2 @ kt, o.dgd)
-            times = o.dgd + (o.objective == 'l2_now')
-            if name == 'mem':
-                put('U', dU, x, 0, times)
-            else:
-                put(f'W1_{name}', dU[:, d:], x[d:], 0, times)
-        if 'g' in o.adaptive:
-            answer = anchor['gates'] @ kt
-            error = torch.tanh(anchor['gates'] @ vt) - (answer if o.dgd or o.objective != 'dot' else 0)
-            put('gates', torch.outer(error, kt), kt, answer, o.dgd)
-
-        y.append(ask({'after': now, 'before': before, 'start': anchor}[o.memory_read], 'mem', qt))
-    return torch.stack(y)
-
-
 def deep_layer(mixer='hope', **kwargs):
     torch.manual_seed(0)
     small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4,
@@ -136,9 +44,8 @@ def deep_layer(mixer='hope', **kwargs):
 
 
 SWITCHES = [{}, *({'adaptive': letters} for letters in ('kvqg', 'k', 'v', 'g', '')), {'self_values': False},
-            {'dgd': False}, {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'objective': 'l2_now'},
-            {'objective': 'l2_now', 'dgd': False}, {'memory_momentum': True}, {'forget': False},
-            {'memory_read': 'start'}, {'memory_read': 'before'}, {'negative_eigenvalues': True},
+            {'dgd': False}, {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'memory_momentum': True}, {'forget': False},
+            {'memory_read': 'start'}, {'negative_eigenvalues': True},
             {'projection_chunk': 8}, {'memory_chunk': 1}, {'gate_floor': 0.45}]
 
 
@@ -168,13 +75,13 @@ def test_formula_of_its_paper(mixer):
     g = torch.Generator().manual_seed(2)
     qkv, gates = (torch.randn(*size, generator=g, dtype=torch.float64) for size in ((1, 11, 36), (3, 1, 11, 2)))
     inputs = [qkv, gates[0] if mixer == 'titans' else None, gates[1], gates[2] if mixer == 'titans' else None]
-    y, _ = layer.chunks(inputs, layer.init_state(1))
+    y, _ = layer.read(inputs, layer.init_state(1))
     q, k, v = unit_streams(layer, qkv)
     gates = gates.mT
     for head in range(2):
         alpha, beta, mu = torch.sigmoid(gates[:, 0, head]) if mixer == 'titans' else (
             torch.ones(11), torch.sigmoid(gates[1, 0, head]), torch.zeros(11))
-        start = [layer.W2_0[head], torch.cat([torch.zeros(6, 6), layer.W1_0[head, 0]], dim=1)]
+        start = [layer.W2_0[head], torch.cat([torch.zeros(6, 6), layer.out_0[head, 0]], dim=1)]
         M, S = [W.clone() for W in start], [torch.zeros_like(W) for W in start]
         for t in range(11):
             M_xi = [W.detach().requires_grad_() for W in M] if t % 4 == 0 else M_xi
@@ -182,7 +89,7 @@ def test_formula_of_its_paper(mixer):
             loss = 0.5 * (answer[0] - v[0, head, t]).square().sum()
             gradients = torch.autograd.grad(loss, M_xi)
             for i, (gradient, size) in enumerate(zip(gradients, (1, x.square().sum()))):
-                theta = 2 / 4 * torch.sigmoid(torch.logit(beta[t]) + layer.rate[head, i]) / size
+                theta = 2 / 4 * torch.sigmoid(torch.logit(beta[t]) + layer.beta_shift[head, i]) / size
                 S[i] = mu[t] * S[i] - (1 - mu[t]) * theta * gradient
                 M[i] = start[i] + alpha[t] * (M[i] - start[i]) + S[i]
             assert_near('y', y[0, head, t], mlp_memory(*M, q[0, head, t, None])[0][0], 1e-9)
@@ -220,9 +127,9 @@ def test_it_contains_gated_deltanet():
     """With nothing generated and no hidden layer to speak of, the memory is Gated DeltaNet on values of norm 1."""
     layer, _ = deep_layer(adaptive='', self_values=False, memory_hidden=1)
     with torch.no_grad():
-        layer.W2_0.zero_(), layer.W1_0.zero_(), layer.rate.zero_()
+        layer.W2_0.zero_(), layer.out_0.zero_(), layer.beta_shift.zero_()
     qkv, gates = torch.randn(2, 23, 36, dtype=torch.float64), torch.randn(2, 2, 23, 2, dtype=torch.float64)
-    y, _ = layer.chunks([qkv, *gates, None], layer.init_state(2))
+    y, _ = layer.read([qkv, *gates, None], layer.init_state(2))
     a, b = torch.sigmoid(gates).mT
     assert_near('y', y, delta_rule(*unit_streams(layer, qkv), a, a * b, b)[0], 1e-10)
 
@@ -262,7 +169,7 @@ def test_a_repeated_pair_is_stored_once(momentum):
         layer.conv.zero_()[-1] = 1                      # one pair, for both heads and at every token; q is k
     k, v = (torch.arange(1, 7, dtype=torch.float64) ** p for p in (1, -1))
     qkv, gate = torch.cat([k, k, k, k, v, v]).expand(1, 400, 36), torch.full((1, 400, 2), 2.0, dtype=torch.float64)
-    y, state = layer.chunks([qkv, 6 + gate, gate, gate if momentum else None], layer.init_state(1))
+    y, state = layer.read([qkv, 6 + gate, gate, gate if momentum else None], layer.init_state(1))
     assert_near('y', y[:, :, -1], unit_streams(layer, qkv)[2][:, :, -1], 2e-2)
     assert state['W2'].norm() < 2 * layer.W2_0.norm()
 
@@ -272,7 +179,7 @@ def test_a_token_of_zeros_does_no_harm():
     x[:, 5:8] = 0
     assert torch.isfinite(layer(x.float().double())[0]).all()
     qkv, gate = torch.zeros(1, 9, 36, dtype=torch.float64), torch.zeros(1, 9, 2, dtype=torch.float64)
-    y, state = layer.chunks([qkv, gate, gate, None], layer.init_state(1))
+    y, state = layer.read([qkv, gate, gate, None], layer.init_state(1))
     assert torch.isfinite(y).all() and all(torch.isfinite(x).all() for x in state.values() if torch.is_tensor(x))
 
 
