@@ -7,7 +7,7 @@ at a time.
 
     linear          keeps every key-value pair in one sum                                       Katharopoulos 2020
     retnet          ... and forgets at a fixed rate per head                                    Sun 2023
-    mamba2             ... and learns when to forget (scalar gate; Mamba-2's form)                 Dao & Gu 2024
+    mamba2          ... and learns when to forget, with one gate per head (its scalar form)     Dao & Gu 2024
     deltanet        erases the old answer to a key before it writes the new one                 Yang 2024
     gated_deltanet  ... and learns when to forget                                               Yang 2025
     ttt             a step of gradient descent on |S k - v|^2 taken at the chunk's start        Sun 2024
@@ -17,26 +17,20 @@ at a time.
     attention       keeps the pairs themselves, the last block_size of them (attention.py)      Vaswani 2017
 
 All but the last are one recurrence (kernels.py) with different rates. `remember` is where the linear ones differ; those
-with a hidden layer are two such recurrences, one per layer, and differ in switches (DEEP).
+with a hidden layer, ttt_mlp, titans and hope, are two such recurrences or three (titans.py).
 
     python memory.py           how well each of them recalls stored pairs as their number grows past the key width
 
-Does NOT include: memories deeper than two layers, gates per channel, attention beside the memory (Titans' MAC, MAG).
+Does NOT include: feature maps and denominators of linear attention, RetNet's rotation, gates per channel (GLA, KDA).
 
-Glossary (paper: "Associative Memory", "Self-Referential Titans", "Fast and Parallelizable Training")
+Glossary (paper: "Associative Memory")
     paper           here        shape               meaning
     x_t             x           (B, T, D)           the layer's input
     q, k, v         q, k, v     (B, H, T, Dk)       query, key, value; Dv = Dk = D / H; recurrent q and k have norm 1
     M_t             S           (B, H, Dv, Dk)      a linear memory
     alpha_t         alpha       (B, H, T)           retention gate in (0, 1)
     eta_t           beta        (B, H, T)           write gate in (0, 1)
-  with a hidden layer:
-    M_memory        W2[:m], U   (m, d), (d, d + m)  the memory that is read, M(z) = U [z; hidden(W2 z)]
-    M_k, M_v, M_q   W2[m:], W1  (M m, d), (M, d, m) M memories that make the keys, values (queries), z + W1 hidden(W2 z)
-    M_eta, M_alpha  gates       (2, d)              the rows that move the gates; they ride in W2, R rows in all
-    v^              target(s)   (B, H, (M,) C, d)   the value that each memory makes for itself
-    xi              *_xi                            the state at the chunk's start, *_0 the learned one before any token
-    B batch, H heads, T time, C chunk, D model width, Dk = d key width, Dv value width, M generating memories, m hidden
+    B batch, H heads, T time, C tokens of a chunk, D model width, Dk key width, Dv value width
 """
 import math
 
@@ -65,7 +59,7 @@ def remember(rule, q, k, v, alpha, beta, state, tile):
     match rule:     #                     retention    erase            write               of e =
         case 'linear':          a, b, c = None,        None,            None                # v
         case 'retnet':          a, b, c = alpha,       None,            None                # v, alpha fixed
-        case 'mamba2':             a, b, c = alpha,       None,            -alpha.log()        # v
+        case 'mamba2':          a, b, c = alpha,       None,            -alpha.log()        # v
         case 'deltanet':        a, b, c = None,        beta,            beta                # v
         case 'gated_deltanet':  a, b, c = alpha,       alpha * beta,    beta                # v
         case 'ttt':             a, b, c = None,        None,            beta * 2 / TTT_CHUNK    # v - S_xi k

@@ -1,6 +1,6 @@
 """
-Memories with a hidden layer. Read from the top: the cell as one would write it on a blackboard (cell_ref), then the same
-numbers for a chunk of tokens at once, in four functions, and last what is there for speed alone.
+Memories with a hidden layer. Read from the top: the cell as one would write it on a blackboard (cell_ref), then the
+same numbers for a chunk of tokens at once, in four functions, and last what is there for speed alone.
 
     hope        writes its own keys, values and gates while it reads: self-modifying       Nested Learning 2025
     titans      keys, values and gates come from the input; momentum                       Behrouz 2024
@@ -13,7 +13,6 @@ Does NOT include: memories deeper than two layers, gates per channel, attention 
 
 Glossary (paper: "Self-Referential Titans", "Fast and Parallelizable Training"; column vectors, y = W x)
     paper           here            shape               meaning
-    x_t             x               (B, T, D)           the layer's input; q, z, v (B, H, T, d) are the streams made of it
     M_memory        W2[:m], U       (m, d), (d, d + m)  the memory that is read, M(s) = U [s; hidden(W2 s)]
     M_k, M_v, M_q   W2[m:], W1      (M m, d), (M, d, m) those that generate, M(s) = s + W1 hidden(W2 s)
     M_alpha, M_eta  W2[-2:]         (2, d)              the rows that move the gates: linear memories of one number
@@ -22,7 +21,7 @@ Glossary (paper: "Self-Referential Titans", "Fast and Parallelizable Training"; 
     v^              target          (B, H, 1 + M, C, d) the value that each memory makes of v for itself
     -               blend (lambda)  (H, 1 + M)          how much of that value is its own answer
     mu              mu              (B, H, T)           decay of the momentum
-    xi              *_xi            of each matrix      as it stood at the chunk's start; *_0 is the learned start
+    xi              *_xi            of each matrix      as it stood at the chunk's start; *_0, start: the learned one
     B batch, H heads, T time, C chunk, D model width, d = D / H, m hidden units, M memories that generate, R rows of W2
 """
 from itertools import repeat
@@ -36,7 +35,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels import at_least_float32, delta_rule, hidden, matmul_nt, mlp_memory, mlp_memory_grad
 from memory import MemoryLayer, qkv_streams, retain, unit, write_rate
 
-TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False)        # what makes titans titans: Config's fields
+TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False)        # fields of Config
 DEEP = {'hope': {}, 'titans': TITANS | {'memory_momentum': True}, 'ttt_mlp': TITANS | {'forget': False}}
 
 
@@ -50,16 +49,7 @@ def generated(o):
 
 
 def cell_ref(layer, x):
-    """
-    The whole cell for one sequence, x (T, D) -> y (T, D): a token at a time, the weights themselves, inner gradients by
-    autograd. Everything below is tested against it. ' is what has decayed, xi the start of the token's chunk.
-
-    1   k = unit(M_k,ξ(z))     v = unit(M_v,ξ(v))     α = sigmoid(a·x + g_α,ξ·z)     β = sigmoid(b·x + g_β,ξ·z)       generate
-    2   v̂ = unit(v + λ M_ξ(v))              for every memory M its own value, and tanh(g_ξ·v) for every gate
-    3   e = v̂ at the output layer,  W2_ξ k + h'(W2_ξ k) ⊙ W1_ξᵀ (v̂ - M_ξ(k)) at the hidden layer         the inner gradient
-    4   W ← W' + β' (e - W' s) sᵀ / |s|²,   W' = W_0 + α (W - W_0),   s the layer's input                    write
-    5   y = M_mem,t(q)                                                                                       read
-    """
+    """One sequence, x (T, D) -> y (T, D): a token at a time, the weights themselves, inner gradients by autograd."""
     q, z, v, _ = qkv_streams(layer.qkv(x)[None], layer.conv, None, layer.n_head)    # three of (1, H, T, d)
     gates = [[None] * layer.n_head if gate is None else gate(x).mT for gate in (layer.alpha, layer.beta, layer.mu)]
     y = [head_ref(layer, i, q[0, i], z[0, i], unit(v)[0, i], *(gate[i] for gate in gates)) for i in range(layer.n_head)]
@@ -67,64 +57,75 @@ def cell_ref(layer, x):
 
 
 def head_ref(layer, i, q, z, v, a, b, mu):
-    """cell_ref for head i: q, z, v (T, d), a, b, mu (T,) the gates before their sigmoid -> y (T, d)."""
+    """
+    cell_ref for head i: q, z, v (T, d), a, b, mu (T,) the gates before their sigmoid -> y (T, d). The five equations of
+    the README, with ξ the start of the token's chunk, 0 the learned start, ' what has decayed; W are all weights, by
+    layer ('in', 'out') and memory ('mem' is read, 'k', 'v', 'q' generate, 'gates' has one layer of two rows).
+    """
     o, names, y = layer.config, generated(layer.config), []
-    m, learned = layer.out_0.shape[3], {name: start[i] for name, start in layer.starts().items()}
-    W_0 = {('in', 'mem'): learned['W2'][:m], ('out', 'mem'): learned['U']}
-    for j, name in enumerate(names):
-        W_0 |= {('in', name): learned['W2'][m + j * m:2 * m + j * m], ('out', name): learned['W1'][j]}
-    W_0 |= {('in', 'gates'): learned['W2'][-2:]} if 'g' in o.adaptive else {}
-    shift = dict.fromkeys(W_0, layer.beta_shift[i, 0]) | dict(zip([('out', n) for n in ('mem', *names)],
-                                                                  layer.beta_shift[i, 1:]))
-    W, P = dict(W_0), {name: torch.zeros_like(start) for name, start in W_0.items()}
+    W_0, shift = head_weights(layer, i)
+    W, P, ξ = dict(W_0), dict.fromkeys(W_0, 0), W_0
 
-    def M(weights, name, s):
-        """M(s), and the input of its output layer."""
-        h = hidden(weights['in', name] @ s)
+    def M(W, name, s):
+        """M(s) = U [s; h(W2 s)] of the memory that is read, s + W1 h(W2 s) of others; and its output layer's input."""
+        h = hidden(W['in', name] @ s)
         x = torch.cat([s, h]) if name == 'mem' else h
-        return weights['out', name] @ x + (0 if name == 'mem' else s), x
-
-    def write(at, G, s, kept_answer):
-        """4  one step down the gradient -G at the input s; DGD erases the answer to s, but for kept_answer."""
-        share = write_rate(beta + shift['out', 'mem'], o.gate_floor, shift[at] - shift['out', 'mem'])
-        share = share * (2 if o.negative_eigenvalues else 1) / s.square().sum()
-        if o.objective == 'l2' and not o.dgd:       # the gradients of a chunk add up: C equal ones must not overshoot
-            share = share * 2 / o.projection_chunk
-        old = alpha * (W[at] - W_0[at])                                         # W' - W_0
-        step = share * (G - o.dgd * torch.outer(W_0[at] @ s - kept_answer, s))
-        if mu is not None:                          # what was written before erases what it has left at once
-            step = P[at] = mu[t].sigmoid() * P[at] + (1 - mu[t].sigmoid()) * step
-        W[at] = W_0[at] + old + step - share * o.dgd * torch.outer(old @ s, s)
+        return W['out', name] @ x + (0 if name == 'mem' else s), x
 
     for t in range(len(q)):
         if t % o.memory_chunk == 0:
-            xi = dict(W) if t % o.projection_chunk == 0 else xi | {at: W[at] for at in W if at[1] == 'mem'}
+            ξ = dict(W) if t % o.projection_chunk == 0 else ξ | {at: W[at] for at in W if at[1] == 'mem'}
 
-        # 1  generate
+        # 1   k = unit(M_k,ξ(z))     v = unit(M_v,ξ(v))     α = sigmoid(a·x + g_α,ξ·z)     β = sigmoid(b·x + g_β,ξ·z)
         own = {'k': z[t], 'v': v[t], 'q': q[t]}
-        own |= {name: unit(M(xi, name, own[name])[0]) for name in names}
-        g = xi['in', 'gates'] @ z[t] if 'g' in o.adaptive else (0, 0)
-        alpha, beta = retain(a[t] + g[0], o.gate_floor) if o.forget else 1, b[t] + g[1]
+        own |= {name: unit(M(ξ, name, own[name])[0]) for name in names}
+        g = ξ['in', 'gates'] @ z[t] if 'g' in o.adaptive else (0, 0)
+        α, β = retain(a[t] + g[0], o.gate_floor) if o.forget else 1, b[t] + g[1]    # β's sigmoid is in write_rate
+        k = own['k']
+
+        def write(at, G, s, stays):
+            # 4   W ← W' + β' (e - W' s) sᵀ / |s|²,   W' = W_0 + α (W - W_0),   s the layer's input
+            #     G is e sᵀ, and stays what of the answer W' s is not erased
+            rate = write_rate(β + shift['out', 'mem'], o.gate_floor, shift[at] - shift['out', 'mem']) / s.square().sum()
+            rate = rate * (2 if o.negative_eigenvalues else 1)
+            if o.objective == 'l2' and not o.dgd:       # a chunk's gradients add up: C equal ones must not overshoot
+                rate = rate * 2 / o.projection_chunk
+            old = α * (W[at] - W_0[at])
+            step = rate * (G - o.dgd * torch.outer(W_0[at] @ s - stays, s))
+            if mu is not None:                          # momentum gathers what is written, not what that erases
+                step = P[at] = mu[t].sigmoid() * P[at] + (1 - mu[t].sigmoid()) * step
+            W[at] = W_0[at] + old + step - rate * o.dgd * torch.outer(old @ s, s)
 
         for j, name in enumerate(('mem', *names)):
-            # 2  the memory's own value
-            target = unit(own['v'] + layer.blend[i, j] * M(xi, name, own['v'])[0]) if o.self_values else own['v']
-            # 3  the inner gradients at the chunk's start; of copies, for the value was made by the same weights
-            copy = {(at, name): xi[at, name].clone() for at in ('in', 'out')}
-            answer, x = M(copy, name, own['k'])
-            l2, dot = (answer - target).square().sum() / 2, -(answer @ target)
-            G_in, = torch.autograd.grad(l2 if o.dgd or o.objective == 'l2' else dot, copy['in', name], create_graph=True)
+            # 2   v̂ = unit(v + λ M_ξ(v))              for every memory M its own value, and tanh(g_ξ·v) for every gate
+            value = unit(own['v'] + layer.blend[i, j] * M(ξ, name, own['v'])[0]) if o.self_values else own['v']
+            # 3   e = v̂ at the output layer,  W2_ξ k + h'(W2_ξ k) ⊙ W1_ξᵀ (v̂ - M_ξ(k)) at the hidden layer
+            copy = {(at, name): ξ[at, name].clone() for at in ('in', 'out')}        # v̂ was made by the same weights
+            answer, x = M(copy, name, k)
+            l2, dot = (answer - value).square().sum() / 2, -(answer @ value)
+            inner = l2 if o.dgd or o.objective == 'l2' else dot                     # of the hidden layer
+            G_in, = torch.autograd.grad(inner, copy['in', name], create_graph=True)
             G_out, = torch.autograd.grad(l2 if o.objective == 'l2' else dot, copy['out', name], create_graph=True)
-            write(('in', name), -G_in, own['k'], xi['in', name] @ own['k'])
-            write(('out', name), -G_out, x, 0 if name == 'mem' else -own['k'])
-        if 'g' in o.adaptive:
-            answer = xi['in', 'gates'] @ own['k']
-            error = (xi['in', 'gates'] @ own['v']).tanh() - (o.dgd or o.objective == 'l2') * answer
-            write(('in', 'gates'), torch.outer(error, own['k']), own['k'], answer)
+            write(('in', name), -G_in, k, stays=ξ['in', name] @ k)
+            write(('out', name), -G_out, x, stays=0 if name == 'mem' else -k)
+        if 'g' in o.adaptive:                           # one layer, which learns tanh(g_ξ·v) from its error at k
+            answer = ξ['in', 'gates'] @ k
+            error = (ξ['in', 'gates'] @ own['v']).tanh() - (o.dgd or o.objective == 'l2') * answer
+            write(('in', 'gates'), torch.outer(error, k), k, stays=answer)
 
-        # 5  read, after the write
-        y.append(M(W if o.memory_read == 'after' else xi, 'mem', own['q'])[0])
+        # 5   y = M_mem,t(q)
+        y.append(M(W if o.memory_read == 'after' else ξ, 'mem', own['q'])[0])
     return torch.stack(y)
+
+
+def head_weights(layer, i):
+    """What head i has learned: every matrix of its memories, and what is added to its write gate for each."""
+    start, names = {name: W[i] for name, W in layer.starts().items()}, ['mem', *generated(layer.config)]
+    W_0 = {('in', name): W2 for name, W2 in zip(names, start['W2'].split(layer.out_0.shape[3]))}
+    W_0 |= {('in', 'gates'): start['W2'][-2:]} if 'g' in layer.config.adaptive else {}
+    out = [('out', name) for name in names]
+    shift = dict.fromkeys(W_0, layer.beta_shift[i, 0]) | dict(zip(out, layer.beta_shift[i, 1:]))
+    return W_0 | dict(zip(out, [start['U'], *start.get('W1', ())])), shift
 
 
 # -----------------------------------------------------------------------------
@@ -133,29 +134,22 @@ def head_ref(layer, i, q, z, v, a, b, mu):
 
 class DeepMemory(MemoryLayer):
     """
-    Memories with a hidden layer, which may make their own keys, values and gates, and learn to while they read (paper:
-    "Self-Referential Titans").
-
-    Each head holds one memory that the queries read, and others that turn the streams of x into keys and values. At
-    every token all of them are written, at that token's key, each with a value that it made itself. So what a token
-    does to the memory depends on what the memory has become. Within a chunk everything is generated by the memories as
-    they stood at its start; what is left are three linear recurrences (W2, U, W1), which kernels.py runs in parallel.
+    In each head one memory that the queries read and others that make keys, values and gates of x, all written at every
+    token. As a chunk generates everything from the memories at its start, three recurrences are left (kernels.py).
 
     paper: weights decay to zero    here: to their learned start    because a start that fades teaches nothing: the
     state is the difference from it, empty before the first token, and the recurrence runs on the difference
 
     state   W2 (B, H, R, d), U (B, H, d, d + m), W1 (B, H, M, d, m): differences from the start; with _xi, the same at
-            the start of the last chunk; with _p, their momentum; place, tokens since the (larger) chunk began; conv
+            the chunk's start; with _p, their momentum; place, tokens since the start of the (larger) chunk; conv
     """
     groups = {'conv': 'vector', 'beta_shift': 'vector', 'blend': 'vector', 'W2_0': 'start', 'gates_0': 'start',
               'out_0': 'start'}
 
     def __init__(self, config):
         super().__init__(config)
-        D, H = config.n_embd, config.n_head
-        self.config = config
-        d, m = D // H, config.memory_hidden or D // H // 2
-        M = len(generated(config))
+        D, H, M = config.n_embd, config.n_head, len(generated(config))
+        self.config, d, m = config, D // H, config.memory_hidden or D // H // 2
         self.alpha, self.beta = nn.Linear(D, H) if config.forget else None, nn.Linear(D, H)
         self.mu = nn.Linear(D, H) if config.memory_momentum else None
         self.W2_0 = nn.Parameter(torch.empty(H, (1 + M) * m, d))
@@ -165,26 +159,15 @@ class DeepMemory(MemoryLayer):
         self.blend = nn.Parameter(torch.empty(H, 1 + M)) if config.self_values else None
 
     def init_memory(self):
-        """
-        W2_0        normal, std 1: a key of norm 1 gives pre-activations of size 1
-        out_0       0: what is read was written while reading, what is made starts as what it is made from. An answer
-                    from the start, the same for all keys, hides what is recalled (results/README.md, "Recall")
-        gates_0     0: the gates move only with what is read
-        beta_shift  -3 for first layers, 0 for the memory that is read, -8 for those that generate: a key that moves
-                    from the start is no key
-        blend       0.1: a value starts as v, not as what a still empty memory answers to it
-        mu          weight 0, bias -2: momentum 0.12
-        """
-        self.W2_0.normal_()
-        self.out_0.zero_()
-        if self.gates_0 is not None:
-            self.gates_0.zero_()
+        """Gates move only with what is read; a value starts as v, not as what a still empty memory answers to it."""
+        self.W2_0.normal_()             # a key of norm 1 gives pre-activations of size 1
+        self.out_0.zero_()              # an answer from the start, the same for all keys, hides what is recalled
+        # those that generate hardly move at first: a key that moves from the start is no key
         self.beta_shift[:, 0], self.beta_shift[:, 1], self.beta_shift[:, 2:] = -3, 0, -8
-        if self.blend is not None:
-            self.blend.fill_(0.1)
-        if self.mu is not None:
-            self.mu.weight.zero_()
-            self.mu.bias.fill_(-2)
+        mu = (None, None) if self.mu is None else (self.mu.weight, self.mu.bias)                    # momentum 0.12
+        for p, value in ((self.gates_0, 0), (self.blend, 0.1), (mu[0], 0), (mu[1], -2)):
+            if p is not None:
+                p.fill_(value)
 
     def starts(self):
         """What the memories hold before the first token: {'W2': (H, R, d), 'U': (H, d, d + m), 'W1': (H, M, d, m)}."""
@@ -206,15 +189,12 @@ class DeepMemory(MemoryLayer):
             y, state = self.read([self.qkv(x), *gates], state or self.init_state(len(x), x.device))
         return self.emit(y, x), state
 
-    @torch.compiler.disable(recursive=False)
+    @torch.compiler.disable(recursive=False)        # several_chunks alone is compiled: per shape, not per call
     def read(self, inputs, state):
-        """
-        Chunk after chunk. inputs: qkv (B, T, 3 D), alpha, beta, mu (B, T, H) or None -> y (B, H, T, d), state
-        Under torch.compile only several_chunks is compiled: once per shape, not once per call.
-        """
+        """Chunk after chunk. inputs: qkv (B, T, 3 D), alpha, beta, mu (B, T, H) or None -> y (B, H, T, d), state"""
         o, state, y = self.config, dict(state), []
         place, learned = state.pop('place'), Learned(o, self.starts(), self.conv, self.beta_shift, self.blend)
-        sizes = self.sizes(*inputs[0].shape[:2], place, inputs[0].device)
+        sizes = parts(o, *inputs[0].shape[:2], place, inputs[0].device)
         # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros; the
         # gates by heads, (B, T, H) -> (B, H, T), in memory as well, as the loops of a chunk are over tokens. Not by a
         # function shared with several_chunks: called from here, torch would compile it for itself, and that is slower
@@ -229,31 +209,20 @@ class DeepMemory(MemoryLayer):
             if place == 0:                                          # every memory starts a chunk
                 state |= anchored(state)
             elif place % o.memory_chunk == 0:                       # the one that is read does
-                m = self.out_0.shape[3]
-                W2_xi = torch.cat([state['W2'][:, :, :m], state['W2_xi'][:, :, m:]], dim=2)
-                state |= {'W2_xi': W2_xi, 'U_xi': state['U']}
+                W2, W2_xi = (state[name].tensor_split([self.out_0.shape[3]], dim=2) for name in ('W2', 'W2_xi'))
+                state |= {'W2_xi': torch.cat([W2[0], W2_xi[1]], dim=2), 'U_xi': state['U']}
         return torch.cat(y, dim=2), state | {'place': place}
-
-    def sizes(self, B, T, place, device):
-        """The parts in which T tokens are read: up to the chunk's end, then whole chunks, then the rest."""
-        C = self.config.memory_chunk
-        first = min(-place % C, T)
-        whole, rest = divmod(T - first, C)
-        n = chunks_per_call(self.config, B, whole, device)
-        return [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
 
     def flops(self, T):
         """Forward FLOPs per token beyond the weights, half a tile's keys seen on average; momentum is not counted."""
         H, M, d, m = self.out_0.shape
         M, R = M - 1, self.starts()['W2'].shape[1]
         C = min(T, self.config.memory_chunk, self.tile)
-        generate = 2 * M * d * m
-        compare = 3 * d * R + 2 * d * d + 4 * (1 + M) * d * m       # at the value, at the key, and from the start
+        before = 2 * M * d * m + 3 * d * R + 2 * d * d + 4 * (1 + M) * d * m    # generating, comparing
         erase = 1 - C / min(T, self.config.memory_chunk)            # what the first tile erases was found by comparing
-        write_W2 = (1 + erase) * d * R + 2 * d * m + C / 2 * (2 * d + R + m)   # with the state, and within the tile
-        write_U = (2 + erase) * d * (d + m) + d * m + C / 2 * (4 * d + 2 * m)
-        write_W1 = M * ((1 + erase) * d * m + C / 2 * (d + m))
-        return 2 * H * (generate + compare + write_W2 + write_U + write_W1)
+        W2 = (1 + erase) * d * R + 2 * d * m + C / 2 * (2 * d + R + m)          # with the state, and within the tile
+        U = (2 + erase) * d * (d + m) + d * m + C / 2 * (4 * d + 2 * m)
+        return 2 * H * (before + W2 + U + M * ((1 + erase) * d * m + C / 2 * (d + m)))
 
 
 def anchored(state):
@@ -265,39 +234,29 @@ def anchored(state):
 # a chunk at once: generate, compare, write and read
 
 
-class Learned(NamedTuple):
-    """What training has learned, for all heads of a layer, and the switches."""
-    o: object                   # Config
+class Learned(NamedTuple):      # what training has learned, for all heads of a layer
+    o: object                   # the switches: Config
     start: dict                 # {'W2': (H, R, d), 'U': (H, d, d + m), 'W1': (H, M, d, m)}
     conv: torch.Tensor          # (W, 3 D)
     beta_shift: torch.Tensor    # (H, 2 + M)
     blend: torch.Tensor         # (H, 1 + M) or None
 
 
-class Write(NamedTuple):
-    """What a chunk writes in one matrix, relative to the learned start."""
-    s: torch.Tensor             # (.., C, Dk) the layer's input
-    e: torch.Tensor             # (.., C, Dv) the inner gradient, without its outer product with s
-    v_old: torch.Tensor         # (.., C, Dv) what xi - start answers to s, if that is erased, else None
-
-
 def chunk(learned, qkv, alpha, beta, mu, state, fresh):
     """
-    One chunk, or a part of one: cell_ref's five lines for all its tokens.
-
+    One chunk, or a part of one: the five equations for all its tokens.
     qkv                 (B, C, 3 D) what the streams are made of
     alpha, beta, mu     (B, H, C) the gates before their sigmoid; alpha None forgets nothing, mu None is no momentum
-    state               the difference of every memory from its start, now and (_xi) at the chunk's start; conv the tail
-    fresh               whether now is the chunk's start, for every memory
-    returns y (B, H, C, d), and the differences and the tail after the last token
+    state               as in DeepMemory; fresh, whether it is the chunk's start for every memory
+    returns y (B, H, C, d), and the state after the last token, without its _xi
     """
     xi = {name: W + state[f'{name}_xi'] for name, W in learned.start.items()}       # the memories at the chunk's start
     q, k, v, alpha, beta, tail = generate(learned, xi, qkv, alpha, beta, state['conv'])
-    writes = compare(learned, xi, k, v)
-    if not fresh or mu is not None:
-        writes = {name: write._replace(v_old=None) for name, write in writes.items()}
+    s, e, v_old = compare(learned, xi, k, v)
+    v_old = v_old if fresh and mu is None else {}
     mu = None if mu is None else torch.sigmoid(mu)
-    y, new = write_and_read(learned, xi, state, writes, step_sizes(learned, beta, writes), alpha, mu, q)
+    writes = {name: (s[name], e[name], c, v_old.get(name)) for name, c in step_sizes(learned, beta, s).items()}
+    y, new = write_and_read(learned, xi, state, writes, alpha, mu, q)
     return y, new | {'conv': tail.to(state['conv'].dtype)}
 
 
@@ -312,20 +271,19 @@ def generate(learned, xi, qkv, alpha, beta, tail):
     if 'g' in o.adaptive:
         shift = few_rows(z, xi['W2'][:, :, -2:])                                    # (B, H, C, 2)
         alpha, beta = alpha + shift[..., 0] if o.forget else None, beta + shift[..., 1]
-    streams, names = {'k': z, 'v': v, 'q': q}, generated(o)
+    streams, names = {'q': q, 'k': z, 'v': v}, generated(o)
     if names:
         x = torch.stack([streams[name] for name in names], dim=2)                   # (B, H, M, C, d)
         W2 = xi['W2'][:, :, m:(1 + len(names)) * m].unflatten(2, (-1, m))           # (B, H, M m, d) -> (B, H, M, m, d)
         x = unit(x + matmul_nt(hidden(matmul_nt(x, W2)), xi['W1']))     # (.., C, d) x (.., d, m), (C, m) x (m, d)
         streams |= zip(names, x.unbind(2))
-    alpha = retain(alpha, o.gate_floor) if o.forget else None
-    return streams['q'], streams['k'], streams['v'], alpha, beta, tail
+    return *streams.values(), retain(alpha, o.gate_floor) if o.forget else None, beta, tail
 
 
 def compare(learned, xi, k, v):
     """
-    2, 3   What every layer is to write at the keys k (B, H, C, d): {'W2': Write of (C, d) and (C, R), 'U': (C, d + m)
-           and (C, d), 'W1': (M, C, m) and (M, C, d)}. With DGD the dot product, too, regresses on the value.
+    2, 3   What every layer is to write at the keys k (B, H, C, d), by name: its input s (.., C, Dk), what is written
+           e (.., C, Dv), and what xi - start answers to s, v_old (.., C, Dv), if that is erased.
     """
     o, start, d, M = learned.o, learned.start, k.shape[-1], len(generated(learned.o))
     m = start['U'].shape[-1] - d
@@ -342,11 +300,12 @@ def compare(learned, xi, k, v):
     y = torch.where(is_read, linear[:, :, None], asked[:, :, None]) + matmul_nt(h, W1)  # (.., 2 C, m) x (.., m, d)
     (_, u_k), (_, h), (y_v, y_k) = (x.chunk(2, dim=3) for x in (u, h, y))
 
-    # the value that each of them makes, and what is missing to it
-    target = unit(v[:, :, None] + learned.blend[:, :, None, None] * y_v) if o.self_values \
-        else v[:, :, None].expand_as(y_v)
+    # the value that each of them makes, and what is missing to it; with DGD the dot product, too, regresses on it
+    target = v[:, :, None].expand_as(y_v)                                           # (B, H, 1 + M, C, d)
+    if o.self_values:
+        target = unit(v[:, :, None] + learned.blend[:, :, None, None] * y_v)
     regress = int(o.dgd or o.objective == 'l2')
-    error = target - regress * y_k                                                  # (B, H, 1 + M, C, d)
+    error = target - regress * y_k
     e = error if o.objective == 'l2' else target
     e_W2 = mlp_memory_grad(W1, u_k, error).transpose(2, 3).flatten(3)               # (B, H, C, (1 + M) m)
     if gates is not None:
@@ -354,18 +313,17 @@ def compare(learned, xi, k, v):
         e_W2 = torch.cat([e_W2, torch.tanh(gates_v) - regress * gates_k], dim=-1)   # (B, H, C, R)
 
     # what is erased is all that a layer answers, its start's part included; a first layer moves from where it is
-    old = dict.fromkeys(('W2', 'U', 'W1'))
+    v_old = {}
     if o.dgd:
-        old['W2'] = matmul_nt(k, xi['W2'] - start['W2'])                            # (.., C, d) x (.., d, R)
-        e_W2 = e_W2 + old['W2']
+        v_old['W2'] = matmul_nt(k, xi['W2'] - start['W2'])                          # (.., C, d) x (.., d, R)
+        e_W2 = e_W2 + v_old['W2']
         skip = torch.where(is_read, 0, k[:, :, None])                               # what is read starts without U k
         y_start = skip + h @ reads_hidden(start, d).mT                              # (.., C, m) x (.., m, d)
         e, moved = e - y_start, y_k - y_start
-        old |= {'U': moved[:, :, 0], 'W1': moved[:, :, 1:]}
-    e_U, e_W1 = e.tensor_split([1], dim=2)
-    h_read, h = h.tensor_split([1], dim=2)
-    writes = {'W2': Write(k, e_W2, old['W2']), 'U': Write(torch.cat([k, h_read[:, :, 0]], dim=-1), e_U[:, :, 0], old['U'])}
-    return writes | ({'W1': Write(h, e_W1, old['W1'])} if M else {})
+        v_old |= {'U': moved[:, :, 0], 'W1': moved[:, :, 1:]}
+    (e_U, e_W1), (h_read, h) = (x.tensor_split([1], dim=2) for x in (e, h))
+    x = torch.cat([k, h_read[:, :, 0]], dim=-1)                                     # (B, H, C, d + m)
+    return {'W2': k, 'U': x, 'W1': h}, {'W2': e_W2, 'U': e_U[:, :, 0], 'W1': e_W1}, v_old
 
 
 def reads_hidden(weights, d):
@@ -373,35 +331,34 @@ def reads_hidden(weights, d):
     return torch.cat([weights['U'][..., d:].unsqueeze(-3)] + ([weights['W1']] if 'W1' in weights else []), dim=-3)
 
 
-def step_sizes(learned, beta, writes):
+def step_sizes(learned, beta, s):
     """
-    {name: (B, H, C), of W1 (B, H, M, C)}: shares of the proximal step 1 / |s|^2; above 1 a token flips what is stored.
-    The errors of a chunk are all taken before one of them is followed: 2 / C keeps C equal ones from overshooting where
-    nothing is erased.
+    {name: (B, H, C), of W1 (B, H, M, C)}: shares of the proximal step 1 / |s|^2; above 1 they flip what is stored.
+    Where nothing is erased, 2 / C keeps the errors of C equal tokens, all taken at once, from overshooting.
     """
     o, shift = learned.o, learned.beta_shift
-    most = (2.0 if o.negative_eigenvalues else 1.0) * (2 / o.projection_chunk if o.objective == 'l2' and not o.dgd else 1)
+    most = (2.0 if o.negative_eigenvalues else 1.0) * (1 if o.dgd or o.objective == 'dot' else 2 / o.projection_chunk)
     beta, shift = beta + shift[:, 1, None], shift - shift[:, 1:2]   # a floor closes all that a head writes together
     steps = {'W2': most * write_rate(beta, o.gate_floor, shift[:, 0, None]),                        # keys have norm 1
-             'U': most * write_rate(beta, o.gate_floor) / writes['U'].s.square().sum(-1).clamp(min=1)}
-    if 'W1' in writes:
+             'U': most * write_rate(beta, o.gate_floor) / s['U'].square().sum(-1).clamp(min=1)}
+    if shift.shape[1] > 2:
         c = most * write_rate(beta[:, :, None], o.gate_floor, shift[:, 2:, None])                   # (B, H, M, C)
-        steps['W1'] = c / writes['W1'].s.square().sum(-1).clamp(min=1e-6)
+        steps['W1'] = c / s['W1'].square().sum(-1).clamp(min=1e-6)
     return steps
 
 
-def write_and_read(learned, xi, state, writes, steps, alpha, mu, q):
-    """4, 5   y (B, H, C, d), each token's read with q after its own write, and the new state of all matrices."""
+def write_and_read(learned, xi, state, writes, alpha, mu, q):
+    """4, 5   y (B, H, C, d), read with q after each token's write, and the new state; writes {name: s, e, c, v_old}"""
     o, start, d, new = learned.o, learned.start, q.shape[-1], {}
     m = start['U'].shape[-1] - d
 
     def write(name, q=None, rows=None):
         """One recurrence; its first rows are read with q."""
-        (s, e, v_old), c = writes[name], steps[name]
+        s, e, c, v_old = writes[name]
         a, momentum = (x if x is None or s.dim() == 4 else x[:, :, None] for x in (alpha, mu))      # W1: (B, H, 1, C)
         b = None if not o.dgd else c if a is None else a * c
         S = state[name] if mu is None else (state[name], state[f'{name}_p'])
-        c = c if mu is None else c * (1 - momentum)     # a write adds up to 1 / (1 - mu) of itself, what is erased not
+        c = c if mu is None else c * (1 - momentum)     # a write adds up to 1 / (1 - mu) of itself, an erasure does not
         y, S = delta_rule(q, s, e, a, b, c, S, o.tile, momentum, rows, v_old)
         new.update({name: S} if mu is None else {name: S[0], f'{name}_p': S[1]})
         return y
@@ -419,13 +376,13 @@ def write_and_read(learned, xi, state, writes, steps, alpha, mu, q):
 
 
 # -----------------------------------------------------------------------------
-# for speed alone (gains of a training step on a CPU; results/speed.md)
-#
-# a chunk in tiles of 32 tokens (--tile): 0.85 of the time, for masks and inverses are half and a quarter as large
-# what the first tile erases is known from comparing (Write.v_old): 0.99
-# the backward computes a chunk again (several_chunks): 0.86 of the time at 512 tokens, and a fraction of the memory
-# several chunks a call (chunks_per_call): 0.9 for long sequences of few rows
-# two rows as sums (few_rows): 0.98
+# for speed alone. What each gains, as a share of a layer's training step on a CPU before (results/speed.md):
+#   0.85    recurrences run over tiles of 32 tokens, not whole chunks (--tile): masks and inverses are smaller
+#   0.95    all 1 + M memories generate and compare in one batch: W2 and W1 hold them stacked
+#   1.00    the backward computes a chunk again, in the place of keeping it: as fast, and a third less memory
+#   0.90    several chunks a call, for long sequences of few rows; 0.97 for their backwards one at a time
+#   0.97    the gates laid out by heads, and their two rows as sums (few_rows)
+#   0.99    what the first tile erases is known from comparing (v_old)
 
 
 def few_rows(x, W):
@@ -433,25 +390,27 @@ def few_rows(x, W):
     return torch.stack([(x * w).sum(-1) for w in W.split(1, dim=-2)], dim=-1)       # (.., T, rows)
 
 
-def chunks_per_call(o, B, whole, device):
+def parts(o, B, T, place, device):
     """
-    Few rows are done before the next call is made: a long sequence takes several chunks a call. More compile for
-    longer, and more rows no longer fit the cache. On a GPU nobody has measured it.
+    The sizes of the parts in which T tokens are read: up to the chunk's end, then whole chunks, then the rest. Few rows
+    are done before the next call is made: they take several chunks a call, no more than the cache holds, and none on a
+    GPU, where nobody has measured it.
     """
-    if o.projection_chunk != o.memory_chunk or device.type != 'cpu':
-        return 1
-    n = max(1, min(256 // (B * o.memory_chunk), whole // 16))
-    return n if whole % n == 0 else 1
+    C, n = o.memory_chunk, 1
+    first = min(-place % C, T)
+    whole, rest = divmod(T - first, C)
+    if o.projection_chunk == C and device.type == 'cpu':
+        n = max(1, min(256 // (B * C), whole // 16))
+        n = n if whole % n == 0 else 1
+    return [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
 
 
 def several_chunks(learned, qkv, alpha, beta, mu, state, fresh):
     """
-    chunk, or several of them one after the other, which compiled keep of a chunk only what goes in. The backward
-    computes the rest again, in about the time in which it could have been read back.
-
-    Two things let it compute one chunk again at a time, and not all of them first, which is more than the cache holds:
-    what a chunk returns is no view (a view is not kept for the next chunk), and learned.beta_shift (n, H, 2 + M) has a
-    copy for each (the sum of one's gradients would be fused with its terms, of which the last comes from the first).
+    One chunk after the other, which compiled keep of each only what goes in: the backward computes the rest again. Two
+    things let it do so one chunk at a time, and not for all first, which is more than the cache holds: what a chunk
+    returns is no view (a view is not kept for the next one), and learned.beta_shift (n, H, 2 + M) has a copy for each
+    (the sum of one's gradients would be fused with its terms, of which the last comes from the first chunk).
     """
     y, new, C = [], {}, learned.o.memory_chunk
     gates = (repeat(None) if x is None else x.split(C, dim=2) for x in (alpha, beta, mu))
@@ -470,30 +429,19 @@ def several_chunks(learned, qkv, alpha, beta, mu, state, fresh):
 
 
 def main():
-    import time
     from types import SimpleNamespace
     torch.manual_seed(0)
-    torch.set_num_threads(1)
-    switches = dict(n_head=2, n_embd=16, tile=8, conv_width=4, gate_floor=0.0, memory_hidden=0, memory_chunk=16,
-                    projection_chunk=16, adaptive='kvg', self_values=True, objective='dot', dgd=True, forget=True,
-                    memory_momentum=False, memory_read='after', negative_eigenvalues=False)
-    print('100 tokens, float64: the cell on the blackboard (cell_ref) beside chunks of 16 tokens')
-    print(f"{'':<10}{'largest difference: output, gradients':>40}{'seconds':>10}{'chunks':>9}")
-    for mixer, what in DEEP.items():
-        layer = DeepMemory(SimpleNamespace(mixer=mixer, **switches | what)).double()
+    config = dict(n_head=2, n_embd=16, conv_width=4, tile=8, memory_chunk=16, projection_chunk=16, memory_hidden=0,
+                  adaptive='kvg', self_values=True, objective='dot', dgd=True, forget=True, memory_momentum=False,
+                  memory_read='after', negative_eigenvalues=False, gate_floor=0.0)          # Config's defaults
+    print('100 tokens in float64, the largest difference between the cell on the blackboard and chunks of 16')
+    for mixer, switches in DEEP.items():
+        layer, x = DeepMemory(SimpleNamespace(**config | switches)).double(), torch.randn(100, 16).double()
         with torch.no_grad():
             layer.init_weights(branches=2)
             for p in layer.parameters():                # away from the start, so that everything has an effect
                 p += 0.3 * torch.randn_like(p)
-        x, results = torch.randn(100, 16, dtype=torch.float64, requires_grad=True), []
-        for f in (lambda: cell_ref(layer, x), lambda: layer(x[None])[0][0]):
-            start = time.perf_counter()
-            y = f()
-            grads = torch.autograd.grad(y.cos().sum(), [x, *layer.parameters()])
-            results.append((y, grads, time.perf_counter() - start))
-        (y_ref, grads_ref, slow), (y, grads, fast) = results
-        worst = max((a - b).abs().max().item() for a, b in zip(grads, grads_ref))
-        print(f'{mixer:<10}{(y - y_ref).abs().max().item():>28.0e}{worst:>12.0e}{slow:>10.2f}{fast:>9.2f}')
+        print(f'{mixer:<10}{(layer(x[None])[0][0] - cell_ref(layer, x)).abs().max().item():.0e}')
 
 
 if __name__ == '__main__':
