@@ -1,10 +1,12 @@
 """Every memory: its own paper's formula, whole == split == token by token, causality, a gradient over 200 tokens."""
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_near
 
-from memory import RECURRENT, TTT_CHUNK, recall, remember
+from memory import RECURRENT, TTT_CHUNK, recall, remember, retain, write_rate
 from model import MIXERS, Config, Hope
 from titans import DEEP
 
@@ -128,6 +130,20 @@ def test_causality(mixer, tile):
     y2 = layer(x2)[0]
     assert torch.equal(y[:, :23], y2[:, :23])
     assert (y[:, 23] != y2[:, 23]).any()
+
+
+def test_gates():
+    """Without a floor sigmoids; with one, shut at and below it at any rate, whole where the sigmoid is, a line between."""
+    x = torch.linspace(-9, 9, 37, dtype=torch.float64)
+    assert_near('beta', write_rate(x, 0, 0.5), torch.sigmoid(x + 0.5), 1e-12)
+    assert_near('alpha', retain(x, 0), torch.sigmoid(x), 1e-12)
+    for rate in (0.0, -3.0):
+        at_floor = 1 / (1 + math.exp(-math.log(0.2 / 0.8) - rate))              # sigmoid(x + rate) where sigmoid(x) is 0.2
+        want = (torch.sigmoid(x + rate) - at_floor) / (1 - at_floor)
+        want[torch.sigmoid(x) <= 0.2] = 0
+        assert_near('beta', write_rate(x, 0.2, torch.tensor(rate)), want, 1e-12)
+    kept = torch.sigmoid(x) / 0.998
+    assert_near('alpha', retain(x, 0.2), torch.where(torch.sigmoid(x) >= 0.998, 1.0, kept), 1e-12)
 
 
 @pytest.mark.parametrize('mixer', ['gated_deltanet', 'ttt_mlp', 'hope'])

@@ -1,9 +1,10 @@
-"""The memories with a hidden layer: the chunked cell against a token loop with autograd, for every switch."""
+"""The memories with a hidden layer: in chunks against the cell on the blackboard (cell_ref), for every switch."""
 import os
+import re
 
 import pytest
 import torch
-from conftest import assert_near, difference
+from conftest import ROOT, assert_near, difference
 
 from kernels import delta_rule, hidden, mlp_memory, mlp_memory_grad, mlp_memory_grad_ref
 from machine import compiled
@@ -49,6 +50,17 @@ SWITCHES = [{}, *({'adaptive': letters} for letters in ('kvqg', 'k', 'v', 'g', '
             {'projection_chunk': 8}, {'memory_chunk': 1}, {'gate_floor': 0.45}]
 
 
+def test_the_equations_of_the_readme_stand_in_the_cell_in_their_order():
+    with open(os.path.join(ROOT, 'titans.py'), encoding='utf-8') as file:
+        cell = file.read().split('def head_ref')[1].split('\ndef ')[0]
+    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+        equations = re.findall(r'^    ([1-5])   (.*)', file.read(), flags=re.M)
+    beside = sorted(re.findall(r'# ([1-5])   (.*)', cell))                      # the write is defined before it is used
+    assert [number for number, _ in equations] == [number for number, _ in beside] == list('12345')
+    for (_, equation), (_, comment) in zip(equations, beside):
+        assert equation.startswith(comment) and len(comment) > 10, f'{comment!r} is not what the README says'
+
+
 @pytest.mark.parametrize('switch', SWITCHES, ids=str)
 def test_cell_equals_token_loop(switch):
     check_cell(*deep_layer(**switch))
@@ -84,7 +96,8 @@ def test_formula_of_its_paper(mixer):
         start = [layer.W2_0[head], torch.cat([torch.zeros(6, 6), layer.out_0[head, 0]], dim=1)]
         M, S = [W.clone() for W in start], [torch.zeros_like(W) for W in start]
         for t in range(11):
-            M_xi = [W.detach().requires_grad_() for W in M] if t % 4 == 0 else M_xi
+            if t % 4 == 0:
+                M_xi = [W.detach().requires_grad_() for W in M]
             answer, x, _ = mlp_memory(*M_xi, k[0, head, t, None])
             loss = 0.5 * (answer[0] - v[0, head, t]).square().sum()
             gradients = torch.autograd.grad(loss, M_xi)
