@@ -133,12 +133,12 @@ def test_causality(mixer, tile):
 
 
 def test_gates():
-    """Without a floor sigmoids; with one, shut at and below it at any rate, whole where the sigmoid is, a line between."""
+    """Without a floor sigmoids. With one, shut at and below it, whole where the sigmoid is, a straight line between."""
     x = torch.linspace(-9, 9, 37, dtype=torch.float64)
     assert_near('beta', write_rate(x, 0, 0.5), torch.sigmoid(x + 0.5), 1e-12)
     assert_near('alpha', retain(x, 0), torch.sigmoid(x), 1e-12)
     for rate in (0.0, -3.0):
-        at_floor = 1 / (1 + math.exp(-math.log(0.2 / 0.8) - rate))              # sigmoid(x + rate) where sigmoid(x) is 0.2
+        at_floor = 1 / (1 + math.exp(-math.log(0.2 / 0.8) - rate))              # sigmoid(x + rate) where that of x is 0.2
         want = (torch.sigmoid(x + rate) - at_floor) / (1 - at_floor)
         want[torch.sigmoid(x) <= 0.2] = 0
         assert_near('beta', write_rate(x, 0.2, torch.tensor(rate)), want, 1e-12)
