@@ -39,7 +39,7 @@ from cms import Learner, moving
 from machine import Cores, compiled, load_checkpoint, load_model, machine, pick_device, save_checkpoint
 from model import PRESETS, Config, Hope
 from niah import FORMS, Needles, recall
-from optim import NAMES, optimizers
+from optim import NAMES, make_optimizers
 from titans import DEEP
 
 one_line_errors()
@@ -245,7 +245,7 @@ if needles and needles.longest() > config.block_size:
 config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
 origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 'model': source['model']}
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
-memories = optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
+memories = make_optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
                       (run.beta1, run.beta2))
 step, best_loss, carried, stream = 0, math.inf, None, {}        # carried: the state to read on from
 if checkpoint:
