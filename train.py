@@ -36,8 +36,8 @@ import data
 from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, git_commit, one_line_errors,
                  print_block, read_args, read_file, remove_file)
 from cms import Learner, moving
-from machine import Cores, compiled, load_checkpoint, load_model, machine, pick_device, save_checkpoint
-from model import PRESETS, Config, Hope
+from machine import Cores, compiled, describe, load_checkpoint, load_model, pick_device, save_checkpoint
+from model import SIZES, Config, Hope
 from niah import FORMS, Needles, recall
 from optim import NAMES, optimizers
 from titans import DEEP
@@ -46,6 +46,17 @@ one_line_errors()
 
 # -----------------------------------------------------------------------------
 # knobs
+
+# by name, beside the sizes of the models: the batches, steps and rates that they are trained with
+PRESETS = {
+    # cpu: the defaults; 1.0 M parameters, minutes on two cores (README)
+    'cpu': SIZES['cpu'],
+    # small: bytes, for one GPU; not measured yet
+    'small': SIZES['small'] | dict(batch_size=64, max_steps=5000, learning_rate=1e-3, warmup_steps=200, eval_every=500),
+    # gpt2: four times over 100 million tokens of web text; not measured yet
+    'gpt2': SIZES['gpt2'] | dict(batch_size=256, grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150,
+                                 eval_every=250, data='fineweb', tokenizer='gpt2'),
+}
 
 
 @dataclass
@@ -300,7 +311,7 @@ if checkpoint and os.path.exists(log_path):             # drop what a crash left
     lines = [line for line in lines if line.get('step', 0) <= step]
 losses = [line['loss'] for line in lines if 'loss' in line]
 lines.append({'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
-              'python': platform.python_version(), 'machine': machine(device), 'devices': world,
+              'python': platform.python_version(), 'machine': describe(device), 'devices': world,
               'start_step': step, 'parameters': raw_model.num_params(), 'data': info,
               'run': dataclasses.asdict(run), 'config': dataclasses.asdict(config)})
 if main:
