@@ -36,8 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 from cli import UsageError, atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
-from machine import Cores, compiled, machine, pick_device
-from model import MIXERS, PRESETS, Config, Hope, equal_model, state_bytes
+from machine import Cores, compiled, describe, pick_device
+from model import MIXERS, SIZES, Config, Hope, equal_model, state_bytes
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Bench:
     mixers: str = 'attention,hope,titans,gated_deltanet,mamba2'    # whose models; ratios are to the first
     compile: str = 'attention,hope,titans'                      # which of them torch.compile gets, in training
     graph: str = ''                     # which of these get a row with CUDA graphs as well, on a GPU
-    preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models: train.py's presets
+    preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models, as in train.py
     lengths: str = '512,1024,4096'      # tokens per sequence of a training step
     tokens: int = 4096                  # ... and of the whole step, at least one sequence
     repeats: int = 5                    # steps that are timed, of every model in turn
@@ -65,7 +65,7 @@ class Bench:
         both = {*self.mixers.split(',')} & {*self.compile.split(',')}
         check({*self.graph.split(',')} <= both | {''},
               f'--graph={self.graph}: its models must be in --mixers and in --compile')
-        check(self.preset in PRESETS, f"--preset must be one of {', '.join(PRESETS)}, not '{self.preset}'")
+        check(self.preset in SIZES, f"--preset must be one of {', '.join(SIZES)}, not '{self.preset}'")
         numbers('lengths', self.lengths)
         numbers('contexts', self.contexts)
         numbers('threads', self.threads)
@@ -197,7 +197,7 @@ def train(bench, knobs, device, dtype, ceiling):
                 if mixer in to_graph and n == threads[0]:
                     runs[mixer, 'graph', n] = Loss(model), cores, x, autocast
         first = {run: timed(lambda: first_step(run[1], *what), device) for run, what in runs.items()}
-        for what in runs.values():              # again: what was compiled before hope is compiled anew after it, by blocks
+        for what in runs.values():              # again: what was compiled before hope is compiled anew after it
             step(*what)
         times = {run: [] for run in runs}
         for _ in range(bench.repeats):
@@ -287,7 +287,7 @@ def main():
     own = 'block_size', 'mixer', 'n_hidden'                                 # what the bench itself gives its models
     given = read_args([Bench, Config], sys.argv[1:], hidden=own)
     bench, = build([Bench], (QUICK if given.get('quick') else {}) | given)
-    knobs = {name: x for name, x in (PRESETS[bench.preset] | given).items()
+    knobs = {name: x for name, x in (SIZES[bench.preset] | given).items()
              if name in Config.__dataclass_fields__ and name not in own}
     device = pick_device(bench.device)
     if bench.graph and device != 'cuda':
@@ -298,14 +298,14 @@ def main():
         torch.set_float32_matmul_precision('high')
     bf16 = bench.dtype == 'bfloat16' or bench.dtype == 'auto' and device == 'cuda'
     dtype = torch.bfloat16 if bf16 else torch.float32
-    print(f"{machine(device)} | torch {torch.__version__} | {str(dtype)[6:]} | commit {git_commit()}")
+    print(f"{describe(device)} | torch {torch.__version__} | {str(dtype)[6:]} | commit {git_commit()}")
     parts = bench.parts.split(',')
     result = {}
     for part in filter(parts.__contains__, PARTS):                          # in their order: the ceilings come first
         result[part] = PARTS[part](bench, knobs, device, dtype, result.get('ceilings'))
     if bench.json:
         about = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
-                 'python': platform.python_version(), 'machine': machine(device),
+                 'python': platform.python_version(), 'machine': describe(device),
                  'bench': asdict(bench), 'model': knobs}
         with atomic_write(bench.json) as file:
             file.write(json.dumps(about | result, indent=1).encode())

@@ -126,16 +126,6 @@ def print_help(classes, hidden=()):
                 print(f"  --{f'{f.name}={f.default}':<28} {notes.get(f.name, '')}")
 
 
-def clock(name, text, lowest):
-    """'1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before; 0, where allowed, is a level that never moves."""
-    ticks = tuple(int(n) if n.isdecimal() else -1 for n in text.split(','))
-    check(min(ticks) >= lowest, f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
-    moving = [n for n in ticks if n]
-    check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
-          f'--{name} goes from fast to slow, each a multiple of the one before it, not {text}')
-    return ticks
-
-
 def numbers(name, text):
     """'512,2048' -> [512, 2048], each at least 1 and none twice."""
     found = [int(n) if n.isdecimal() else 0 for n in text.split(',')]

@@ -22,14 +22,25 @@ Glossary
 """
 import contextlib
 import functools
-import math
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cli import check
+
 TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked')
+
+
+def parse_clock(name, text, lowest):
+    """'1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before; 0, where allowed, is a level that never moves."""
+    ticks = tuple(int(n) if n.isdecimal() else -1 for n in text.split(','))
+    check(min(ticks) >= lowest, f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
+    moving = [n for n in ticks if n]
+    check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
+          f'--{name} goes from fast to slow, each a multiple of the one before it, not {text}')
+    return ticks
 
 
 # -----------------------------------------------------------------------------
@@ -161,57 +172,58 @@ def moving(model, step):
 # the token clock
 
 
-def start_memory(model, batch_size):
+def empty_state(model, batch_size):
     """
     What `learn` goes on from: nothing read, every level at theta_0.
 
-    state, anchor       the recurrent state now, and at the start of the unfinished chunk `pending` (B, n)
+    recurrent, anchor   the mixers' state now, and at the start of the unfinished chunk `pending` (B, n)
     delta, gathered     {'0.0.up': (B, 2 h, D), ...}: how far a stream's weights have moved, and its gradients since
     learned             tokens that the weights have learned from; trace, where it stands, saves reading a chunk twice
     """
     device, chunks, weights = model.embed.weight.device, model.config.chunks, weights_of(model)
     zeros = {name: p.new_zeros(batch_size, *p.shape) for name, (level, p) in weights.items() if chunks[level]}
-    state, pending = model.init_state(batch_size, device), torch.empty(batch_size, 0, dtype=torch.long, device=device)
-    return {'state': state, 'anchor': state, 'pending': pending, 'delta': zeros, 'gathered': zeros, 'learned': 0}
+    recurrent = model.init_state(batch_size, device)
+    return {'recurrent': recurrent, 'anchor': recurrent, 'delta': zeros, 'gathered': zeros, 'learned': 0,
+            'pending': torch.empty(batch_size, 0, dtype=torch.long, device=device)}
 
 
-def learn(model, idx, memory=None):
+def learn(model, idx, state=None):
     """
     Read on, and learn from what is read: level l moves every chunks[l] tokens (eq. 71).
 
-    idx (B, T) token ids; memory as returned, or None to start at theta_0
-    returns logits (B, T, V), each made by weights that have not seen what it predicts, and the new memory
+    idx (B, T) token ids; state as returned, or None to start at theta_0
+    returns logits (B, T, V), each made by weights that have not seen what it predicts, and the new state
 
     A chunk of C = chunks[0] tokens is read with the same weights. Once the token after it is known, every level
     gathers the gradient of its mean loss, and the levels whose time it is move. What a stream learns is its own. An
-    unfinished chunk waits in the memory, so that any split of a stream gives the same, to rounding. In training theta_0
+    unfinished chunk waits in the state, so that any split of a stream gives the same, to rounding. In training theta_0
     and log_step are meta-learned: to first order (the inner gradient is a constant), or through it (cms_meta=second).
     """
     assert idx.dim() == 2, f'idx must be (B, T), got {tuple(idx.shape)}'
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
     assert not torch.is_inference_mode_enabled(), 'learning takes gradients: use torch.no_grad, not inference_mode'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
-    memory = memory or start_memory(model, len(idx))
+    state = state or empty_state(model, len(idx))
     second = training and model.config.cms_meta == 'second'     # fused attention has no second derivative
     kernels = functools.partial(sdpa_kernel, SDPBackend.MATH) if second else contextlib.nullcontext
-    fast, logits = memory.get('trace') or (fast_weights(model, memory['delta'], training), None)
+    fast, logits = state.get('trace') or (fast_weights(model, state['delta'], training), None)
     while t < idx.shape[1]:
-        if memory['pending'].shape[1] == C:                     # a whole chunk was read, and here is the token after it
-            targets = torch.cat([memory['pending'][:, 1:], idx[:, t:t + 1]], dim=1)             # (B, C)
+        if state['pending'].shape[1] == C:                      # a whole chunk was read, and here is the token after it
+            targets = torch.cat([state['pending'][:, 1:], idx[:, t:t + 1]], dim=1)              # (B, C)
             if logits is None:                                  # it was read in parts: once more as a whole
                 with torch.enable_grad(), kernels():
-                    logits = model(memory['pending'], state=memory['anchor'], fast=fast)[0]
-            memory = move(model, memory, fast, logits, targets, training)
-            fast = fast_weights(model, memory['delta'], training)
-        part = idx[:, t:t + C - memory['pending'].shape[1]]     # up to the chunk's end
+                    logits = model(state['pending'], state=state['anchor'], fast=fast)[0]
+            state = move(model, state, fast, logits, targets, training)
+            fast = fast_weights(model, state['delta'], training)
+        part = idx[:, t:t + C - state['pending'].shape[1]]      # up to the chunk's end
         t, whole = t + part.shape[1], part.shape[1] == C
         with torch.set_grad_enabled(training or whole), kernels():
-            logits, _, state = model(part, state=memory['state'], fast=fast)
+            logits, _, recurrent = model(part, state=state['recurrent'], fast=fast)
         out.append(logits if training else logits.detach())
-        memory = memory | {'state': state if training else [*map(detached, state)],
-                           'pending': torch.cat([memory['pending'], part], dim=1)}
+        state = state | {'recurrent': recurrent if training else [*map(detached, recurrent)],
+                         'pending': torch.cat([state['pending'], part], dim=1)}
         logits = logits if whole else None
-    return torch.cat(out, dim=1), memory | {'trace': logits is not None and (fast, logits)}
+    return torch.cat(out, dim=1), state | {'trace': logits is not None and (fast, logits)}
 
 
 def detached(tensors):
@@ -228,13 +240,13 @@ def fast_weights(model, delta, training):
     return fast
 
 
-def move(model, memory, fast, logits, targets, training):
+def move(model, state, fast, logits, targets, training):
     """
     Gather the gradient of a chunk's mean loss, logits (B, C, V) against targets (B, C), and move the levels whose time
-    it is -> the memory at the start of the next chunk.
+    it is -> the state at the start of the next chunk.
     """
     o, C, weights, own = model.config, targets.shape[1], weights_of(model), fast.values()
-    delta, gathered, learned = dict(memory['delta']), dict(memory['gathered']), memory['learned'] + C
+    delta, gathered, learned = dict(state['delta']), dict(state['gathered']), state['learned'] + C
     wrt = [*own] if o.cms_inner == 'gd' else [W for W, _, _ in own] + [erased for _, _, erased in own]
     with torch.enable_grad():
         # the sum over the streams: what one reads has no part in the gradient of another's weights
@@ -254,22 +266,22 @@ def move(model, memory, fast, logits, targets, training):
             gathered[name] = torch.zeros_like(mean[name])
         if o.cms_topology == 'nested':
             delta |= {name: torch.zeros_like(delta[name]) for name in fast if weights[name][0] < level}
-    state = memory['state']
+    recurrent = state['recurrent']
     if not training or o.cms_truncate and learned % (o.cms_truncate * C) == 0:
-        delta, gathered, state = detached(delta), detached(gathered), [*map(detached, state)]
-    return memory | {'delta': delta, 'gathered': gathered, 'learned': learned, 'pending': targets[:, :0],
-                     'state': state, 'anchor': state}
+        delta, gathered, recurrent = detached(delta), detached(gathered), [*map(detached, recurrent)]
+    return state | {'delta': delta, 'gathered': gathered, 'learned': learned, 'pending': targets[:, :0],
+                    'recurrent': recurrent, 'anchor': recurrent}
 
 
 class Learner(nn.Module):
-    """The model on its token clock, called as the model is: (idx, targets) -> logits, loss, memory."""
+    """A reader that learns while it reads: called as the model is, and its state is that of `learn`."""
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
-    def forward(self, idx, targets, memory=None):
-        logits, memory = learn(self.model, idx, memory)
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1), memory
+    def forward(self, idx, targets=None, state=None, weights=None):
+        logits, state = learn(self.model, idx, state)
+        return logits, self.model.loss(logits, targets, weights), state
 
 
 # -----------------------------------------------------------------------------

@@ -33,7 +33,7 @@ import torch
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from data import prepare
 from machine import load_checkpoint, load_learner, load_model, pick_device
-from model import state_bytes
+from model import check_ids, state_bytes, stream
 from niah import FORMS, TASKS, Needles, found, oracle
 from tokenizer import get_tokenizer
 
@@ -61,7 +61,6 @@ class Eval:
     guess: bool = False                 # random values, in the place of a model
     learn: bool = False                 # the model, while its MLPs learn from what it reads
     cms_chunks: str = ''                # tokens between two moves of each level ('' = as trained, or 128,512,...)
-    cms_inner: str = ''                 # gd | dgd ('' = as trained)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
     gate_floor: float = -1.0            # the model's write gates below it are closed (below 0 = as trained)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
@@ -75,7 +74,7 @@ class Eval:
         numbers('lengths', self.lengths or '1')
         check(self.form in ('', *FORMS), f"--form must be one of {', '.join(FORMS)}, not '{self.form}'")
         check(self.oracle + self.guess + self.learn <= 1, 'give one of --oracle, --guess and --learn')
-        check(self.learn or not self.cms_chunks + self.cms_inner and self.cms_step < 0,
+        check(self.learn or not self.cms_chunks and self.cms_step < 0,
               'the --cms options are for --learn')
         check(self.gate_floor < 0.5, f'--gate_floor must be below 0.5, not {self.gate_floor}')
         check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
@@ -95,9 +94,10 @@ if not args.oracle and not args.guess:
     if args.gate_floor >= 0:
         checkpoint['config']['gate_floor'] = args.gate_floor
     if args.learn:
-        model = load_learner(checkpoint, device, args.cms_chunks, args.cms_inner, args.cms_step).eval()
+        reader = load_learner(checkpoint, device, args.cms_chunks, args.cms_step).eval()
+        model = reader.model
     else:
-        model = load_model(checkpoint, device).eval()
+        reader = model = load_model(checkpoint, device).eval()
     get_tokenizer(tokenizer, args.out_dir)                  # if the run's own is gone, none may be learned in its place
     block_size = model.config.block_size
 _, text, enc, info = prepare(args.haystack, tokenizer, args.out_dir if model else None, quiet=True)
@@ -123,8 +123,8 @@ def answers(task, part):
         return [', '.join(needles.values(TASKS[task].kind, len(example.golds), rng)) for example in part], 0
     prompts = torch.from_numpy(np.stack([example.prompt for example in part])).to(device)       # (B, T)
     written, state = [], None
-    for token, state in model.stream(prompts, needles.answer_room(task) + 1, temperature=0, stop_token=enc.eot_token,
-                                     learning=args.learn):
+    check_ids(prompts, model.config.vocab_size)
+    for token, state in stream(reader, prompts, needles.answer_room(task) + 1, temperature=0, stop_token=enc.eot_token):
         written.append(token)
     rows = torch.stack(written, dim=1).tolist()
     texts = [enc.decode([i for i in row if i != enc.eot_token], errors='replace') for row in rows]

@@ -253,7 +253,8 @@ def test_the_memory_does_not_grow():
     sizes = [state_bytes(in_parts(model, ids(1, n), n)[1]) for n in (20, 200)]
     assert sizes[0] == sizes[1]
     _, memory = in_parts(model, ids(1, 200), 8)
-    kept = [*memory['delta'].values(), *memory['gathered'].values(), *(x for s in memory['state'] for x in s.values())]
+    layers = (x for layer in memory['recurrent'] for x in layer.values())
+    kept = [*memory['delta'].values(), *memory['gathered'].values(), *layers]
     assert not any(x.grad_fn for x in kept if torch.is_tensor(x)), 'nor does a graph'
 
 
@@ -398,7 +399,7 @@ def test_memory_file(transformer, short, tmp_path):
     kept = torch.load(tmp_path / 'me.pt', weights_only=True)
     assert f"tokens_read:        {26 + 29}" in info and '3 moves' in info and len(kept['next']) == 1
     shell('sample.py', f'--score={short}', mine, *learning)
-    again = torch.load(tmp_path / 'me.pt', weights_only=True)
+    again = torch.load(tmp_path / 'me.pt', weights_only=True)['state']
     assert again['learned'] + again['pending'].shape[1] == 26 + 29 + os.path.getsize(short)
     assert os.path.getsize(tmp_path / 'me.pt') < state_bytes(again) + 30_000, 'not all that they are views of'
     for args, named in ((('--cms_chunks=32',), 'cms_chunks'), (('--num_samples=2',), 'num_samples')):
@@ -408,7 +409,7 @@ def test_memory_file(transformer, short, tmp_path):
     assert 'damaged' in shell('sample.py', f'--memory={tmp_path}/bad.pt', *learning, code=1).stderr
     assert 'not a memory' in shell('sample.py', f'--memory={transformer}/ckpt.pt', *learning, code=1).stderr
     assert 'learn' in shell('sample.py', mine, f'--out_dir={transformer}', code=2).stderr
-    assert torch.load(tmp_path / 'me.pt')['learned'] == again['learned'], 'what was refused has changed nothing'
+    assert torch.load(tmp_path / 'me.pt')['state']['learned'] == again['learned'], 'what was refused has changed nothing'
 
 
 def test_two_processes_do_not_share_a_memory(transformer, tmp_path):

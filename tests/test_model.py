@@ -11,7 +11,7 @@ from conftest import assert_near
 from cli import UserError, atomic_write
 from machine import KEYS, load_checkpoint, load_model, save_checkpoint
 from memory import RECURRENT
-from model import MIXERS, Config, Hope, sample, state_bytes
+from model import MIXERS, Config, Hope, read, sample, state_bytes
 
 
 def tiny(mixer='gated_deltanet', **kwargs):
@@ -104,19 +104,20 @@ def test_sampling_cuts():
 @pytest.mark.parametrize('mixer', RECURRENT)
 def test_recurrent_state_is_constant(mixer):
     model = tiny(mixer)
-    sizes = [state_bytes(model.read(ids(1, T))[1]) for T in (1, 30, 500)]
+    sizes = [state_bytes(read(model, ids(1, T))[1]) for T in (1, 30, 500)]
     assert len(set(sizes)) == 1 and sizes[0] > 0
 
 
 def test_attention_state_stops_at_the_block_size():
     model = tiny('attention')
-    sizes = [state_bytes(model.read(ids(1, T))[1]) for T in (1, 23, 24, 500)]
+    sizes = [state_bytes(read(model, ids(1, T))[1]) for T in (1, 23, 24, 500)]
     assert sizes[0] < sizes[1] == sizes[2] == sizes[3]
 
 
 def test_logits_stay_finite_after_many_tokens():
     for mixer in RECURRENT:
-        logits, state = tiny(mixer, n_layer=1, block_size=10_000, tile=64).read(ids(1, 100_000))
+        model = tiny(mixer, n_layer=1, block_size=10_000, tile=64)
+        logits, state = read(model, ids(1, 100_000))
         assert torch.isfinite(logits).all() and all(torch.isfinite(layer['S']).all() for layer in state), mixer
 
 
