@@ -52,7 +52,7 @@ class Eval:
     n: int = 33                         # examples of each task and length, as many for each depth
     depths: int = 11                    # places of the needle, evenly from the haystack's start to its end
     form: str = ''                      # short | full, how long keys and values are ('' = as trained, or short)
-    haystack: str = 'english'           # what --data of train.py takes; its held-out part is read
+    haystack: str = 'english'           # a corpus (data.py); its held-out part is read
     seed: int = 0                       # of the examples
     batch_size: int = 11                # prompts that are read at once
     json: str = ''                      # where the results go ('' = OUT_DIR/niah.json)
@@ -74,8 +74,7 @@ class Eval:
         numbers('lengths', self.lengths or '1')
         check(self.form in ('', *FORMS), f"--form must be one of {', '.join(FORMS)}, not '{self.form}'")
         check(self.oracle + self.guess + self.learn <= 1, 'give one of --oracle, --guess and --learn')
-        check(self.learn or not self.cms_chunks and self.cms_step < 0,
-              'the --cms options are for --learn')
+        check(self.learn or not self.cms_chunks and self.cms_step < 0, 'the --cms options are for --learn')
         check(self.gate_floor < 0.5, f'--gate_floor must be below 0.5, not {self.gate_floor}')
         check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
 
@@ -101,8 +100,8 @@ if not args.oracle and not args.guess:
     get_tokenizer(tokenizer, args.out_dir)                  # if the run's own is gone, none may be learned in its place
     block_size = model.config.block_size
 _, text, enc, info = prepare(args.haystack, tokenizer, args.out_dir if model else None, quiet=True)
-on_needles = trained.get('data') == 'niah'
-form = args.form or (trained['form'] if on_needles else 'short')
+on_needles = trained.get('data', '').startswith('niah')     # niah, or niah:full (tasks.py)
+form = args.form or (trained['data'].partition(':')[2] if on_needles else '') or 'short'
 needles = Needles(enc, text, form)
 tasks = args.tasks.split(',')
 lengths = numbers('lengths', args.lengths) if args.lengths else [block_size * times for times in (1, 4, 16)]
@@ -114,7 +113,7 @@ def examples(task, length):
             for i in range(args.n)]
 
 
-def answers(task, part):
+def replies(task, part):
     """What is written after each prompt of some examples of one length -> list of str, bytes of state per prompt."""
     if args.oracle:
         return [oracle(enc.decode(example.prompt.tolist(), errors='replace')) for example in part], 0
@@ -148,7 +147,7 @@ def measure(task, length):
     todo, state = examples(task, length), 0
     for i in range(0, args.n, args.batch_size):
         part = todo[i:i + args.batch_size]
-        texts, state = answers(task, part)
+        texts, state = replies(task, part)
         for example, text in zip(part, texts):
             hits = found(text, example.golds)
             scores.append(sum(hits) / len(hits))

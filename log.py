@@ -7,7 +7,7 @@ Does NOT include: what a line says (train.py decides).
 import contextlib
 import json
 
-from cli import atomic_write, read_file
+from cli import UserError, atomic_write, read_file
 
 
 def read_log(path, step):
@@ -21,10 +21,17 @@ def read_log(path, step):
 
 
 def open_log(path, lines):
-    """Write these lines, whole or not at all, in the place of what the log held. Returns the file to go on with."""
+    """Write these lines, whole or not at all, in the place of what the log held -> log(**entry), which adds one."""
     with atomic_write(path) as file:
         file.write(''.join(json.dumps(line) + '\n' for line in lines).encode())
-    return open(path, 'a')
+    file = open(path, 'a')
+
+    def log(**entry):
+        try:
+            print(json.dumps(entry), file=file, flush=True)
+        except OSError as error:
+            raise UserError(f'could not write {path}: {error.strerror}; --resume goes on from the checkpoint') from None
+    return log
 
 
 # -----------------------------------------------------------------------------

@@ -1,11 +1,11 @@
 """
 Tasks: whatever can be trained on, behind one small protocol. train.py and what evaluates a run know it, and no task.
 
-    task.batch(n, T, generator, progress=1.0)   rows to train on -> idx, targets (n, T) int64, -1 where nothing is asked;
+    task.batch(n, T, generator, progress=1.0)   rows to train on -> idx, targets (n, T), -1 where nothing is asked;
                                                 weights (n, T) of the tokens in the loss, of mean 1, or None: all alike.
-                                                progress: the share of training that is done, for those who give lessons
+                                                progress: the share of training that is done, should there be lessons
     task.held_out(n, T, generator)              rows whose loss validation measures -> idx, targets
-    task.report(reader, T, batch_size)          {what: share of answers right} of a model, or whatever is called as one
+    task.report(reader, T, batch_size)          {what: share of answers right}, of rows of T tokens
     task.shortest                               the fewest tokens that a row needs
     task.is_text                                whether a training loss is of text, so that bits per byte mean something
 
@@ -61,8 +61,8 @@ class Recall:
 
     def batch(self, n, T, generator, progress=1.0):
         """
-        -> idx, targets (n, T) int64, the value at each second key and -1 elsewhere; weights (n, T), which make their sum
-        over a row the mean over what is asked, whichever tokens of the row are read together
+        -> idx, targets (n, T) int64, the value at each second key and -1 elsewhere, and weights (n, T): the mean over
+        all tokens is that over what is asked, also where a row is read in parts and some of them ask nothing
         """
         P, slots = self.n_pairs, (T - 2 * self.n_pairs) // 2
         assert slots >= P, f'{P} pairs do not fit in {T} tokens'
@@ -139,7 +139,8 @@ def main():
         idx, _, weights = task.batch(2, T, torch.Generator().manual_seed(0))
         asked = torch.zeros_like(idx) if weights is None else weights > weights.min()
         for row, marks in zip(idx.tolist(), asked.tolist()):
-            for marked, group in itertools.groupby(zip([False, *marks], row), key=lambda pair: pair[0]):  # one further on
+            marks = [False, *marks]                         # a target is the token one further on
+            for marked, group in itertools.groupby(zip(marks, row), key=lambda pair: pair[0]):
                 text = enc.decode([token for _, token in group], errors='replace')
                 print(f'[{text}]' if marked else text, end='')
             print()

@@ -7,16 +7,16 @@ Train a language model. Read this file from top to bottom: knobs, setup, data, m
     python train.py --preset=gpt2                           124M-class model on fineweb, for a GPU
     torchrun --nproc_per_node=4 train.py                    the same batch cut over four devices
 
-A step's batch depends on the seed and the step alone (and on --max_steps, where a task has lessons). How it is cut, over
-devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With --carry=16 a
-row is 16 block sizes long and read in 16 steps: the state goes on from step to step, gradients end with each. out_dir
-holds ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
+A step's batch depends on the seed and the step alone (where a task has lessons, on --max_steps as well). How it is cut,
+over devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With
+--carry=16 a row is 16 block sizes long and read in 16 steps (carry.py). out_dir holds ckpt.pt (whole at any moment),
+log.jsonl (one line per step) and, for bpe, the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
 import dataclasses
 import datetime
-import json
+import functools
 import math
 import os
 import platform
@@ -32,12 +32,12 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 import tasks
+from carry import Rows, constants, join_rows, take_rows
 from cli import (UsageError, UserError, atomic_write, build, check, git_commit, one_line_errors, print_block, read_args,
                  read_file, remove_file)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
-from machine import (Cores, compiled, describe, load_checkpoint, load_model, peak_memory, pick_device,
-                     save_checkpoint)
+from machine import Cores, compiled, describe, load_checkpoint, load_model, peak_memory, pick_device, save_checkpoint
 from model import SIZES, Config, Hope
 from optim import NAMES, make_optimizers
 from titans import DEEP
@@ -47,12 +47,13 @@ one_line_errors()
 # -----------------------------------------------------------------------------
 # knobs
 
-# what a model of each size is trained by (model.SIZES)
+# what the models of model.SIZES are trained by. cpu: minutes on two cores (README); small, for one GPU, and gpt2, four
+# times over 100 million tokens of web text, are not measured yet
 PRESETS = {
-    'cpu': {},                                          # the defaults: minutes on two cores (README)
-    'small': dict(batch_size=64, max_steps=5000, learning_rate=1e-3, warmup_steps=200, eval_every=500),    # not measured
+    'cpu': {},
+    'small': dict(batch_size=64, max_steps=5000, learning_rate=1e-3, warmup_steps=200, eval_every=500),
     'gpt2': dict(batch_size=256, grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250,
-                 data='fineweb', tokenizer='gpt2'),     # four times over 100 million tokens of web text; not measured
+                 data='fineweb', tokenizer='gpt2'),
 }
 
 
@@ -108,6 +109,7 @@ class Run:
         for name in ('beta1', 'beta2'):
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
         check(self.matrix_lr < math.inf, f'--matrix_lr must be finite, not {self.matrix_lr}')
+        check(not (self.resume and self.overwrite), 'give one of --resume and --overwrite')
         check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
         for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES),
                               ('schedule', ('cosine', 'trapezoid')), ('dtype', ('auto', 'float32', 'bfloat16')),
@@ -121,14 +123,12 @@ given = read_args([Run, Config], sys.argv[1:], hidden=('vocab_size',))
 run, = build([Run], given)
 ckpt_path, log_path = os.path.join(run.out_dir, 'ckpt.pt'), os.path.join(run.out_dir, 'log.jsonl')
 checkpoint = None
-if run.resume and run.overwrite:
-    raise UsageError('give one of --resume and --overwrite')
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
-    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'suffix', 'tokenizer', 'batch_size', 'optimizer',
-                                                               'seed']:
-        if key in given and given[key] != saved.get(key, given[key]):
+    fixed = {*checkpoint['config'], 'data', 'suffix', 'tokenizer', 'batch_size', 'optimizer', 'seed'}
+    for key in given:
+        if key in fixed and given[key] != saved[key]:
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
     run, config = build([Run, Config], saved | {'out_dir': run.out_dir, 'overwrite': False} | given)
@@ -158,10 +158,6 @@ if ddp:                                                 # the others wait while 
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
 on_gpu = device.startswith('cuda')
-if run.batch_size % (world * run.grad_accum):
-    raise UsageError(f'--batch_size={run.batch_size} must be a multiple of devices x grad_accum = '
-                     f'{world} x {run.grad_accum}')
-
 torch.set_flush_denormal(True)                          # what a memory forgets fades through them, slowly
 if on_gpu:
     torch.set_float32_matmul_precision('high')          # tf32 for what stays in float32
@@ -171,48 +167,23 @@ has_compiler = on_gpu or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
 worth_it = on_gpu or config.mixer in DEEP and run.max_steps >= 200           # on a CPU it pays for the deep memories
 can_compile = not config.chunks and run.optimizer != 'dgd' and os.environ.get('NL_COMPILE') != '0'
 use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it and can_compile
-if use_compile and config.chunks:                       # its backward passes can neither be kept nor differentiated
-    raise UsageError('--compile=true is not for models that learn while they read (--cms_chunks)')
-if run.optimizer == 'dgd' and (use_compile or ddp or config.chunks):
-    raise UsageError('--optimizer=dgd watches what goes through the layers: not with --compile=true, torchrun or '
-                     '--cms_chunks')
-if run.carry and (ddp or config.chunks):
-    raise UsageError('--carry is not for torchrun or --cms_chunks')
-if config.chunks and config.block_size <= config.chunks[0]:
-    raise UsageError(f'--block_size={config.block_size} must be above the first of --cms_chunks={config.cms_chunks}, '
-                     'or no level would move while training reads')
+for refused, why in (
+        (run.batch_size % (world * run.grad_accum), f'--batch_size={run.batch_size} must be a multiple of devices x '
+         f'grad_accum = {world} x {run.grad_accum}'),
+        # the backward passes of a model that learns while it reads can neither be kept nor differentiated by a compiler
+        (use_compile and config.chunks, '--compile=true is not for models that learn while they read (--cms_chunks)'),
+        (run.optimizer == 'dgd' and (use_compile or ddp or config.chunks), '--optimizer=dgd watches what goes through '
+         'the layers: not with --compile=true, torchrun or --cms_chunks'),
+        (run.carry and (ddp or config.chunks), '--carry is not for torchrun or --cms_chunks'),
+        (config.chunks and config.block_size <= config.chunks[0], f'--block_size={config.block_size} must be above the '
+         f'first of --cms_chunks={config.cms_chunks}, or no level would move while training reads')):
+    if refused:
+        raise UsageError(why)
 if use_compile and not has_compiler:
     raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
 batch_rng = torch.Generator().manual_seed(run.seed)
-row_steps = max(1, run.carry)                           # steps in which a row of a batch is read
-
-
-def say(*words):
-    if main:
-        print(*words, flush=True)
-
-
-def map_state(f, *states):
-    """f of the tensors at one place in all states. One under two names stays one, as it is what was compiled for."""
-    done = {}
-
-    def at(*xs):
-        if torch.is_tensor(xs[0]) and id(xs[0]) not in done:
-            done[id(xs[0])] = f(*xs)
-        return done.get(id(xs[0]), xs[0])
-    return [{name: at(*(layer[name] for layer in layers)) for name in layers[0]} for layers in zip(*states)]
-
-
-def join_rows(states):
-    """The state of all rows, from the states of the parts. Gradients end with it."""
-    return map_state(lambda *rows: torch.cat(rows).detach(), *states)
-
-
-def take_rows(state, rows):
-    """These rows' state to read on from. It asks for gradients, as an empty one does, for one graph."""
-    return map_state(lambda x: x[rows].to(device).requires_grad_(x.is_floating_point()), state)
-
+say = functools.partial(print, flush=True) if main else lambda *words: None
 
 # -----------------------------------------------------------------------------
 # data
@@ -228,19 +199,14 @@ task, held_out, enc, info = tasks.load(run.data, run.tokenizer, run.out_dir, run
 if ddp and main:
     dist.barrier()
 if task.shortest > config.block_size:
-    raise UsageError(f'--block_size={config.block_size} is too short for --data={run.data}: a row takes up to '
-                     f'{task.shortest} tokens')
-task.batch(1, row_steps * config.block_size, torch.Generator())         # too little data is said now, not after steps
+    raise UsageError(f'--block_size={config.block_size} is too short for --data={run.data}: a row takes at '
+                     f'least {task.shortest} tokens')
+rows = Rows(task, run.batch_size, config.block_size, max(1, run.carry), batch_rng)
+task.batch(1, rows.steps * config.block_size, torch.Generator())        # too little data is said now, not after steps
 held_out.held_out(1, config.block_size, torch.Generator())
 if checkpoint and checkpoint['sha256'] != info['sha256']:
     raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
                     'a resumed run needs the same')
-
-
-def bits_per_byte(**losses):
-    """Nats per token as bits per byte, by name; nothing where what is read is no text."""
-    return {name: x / math.log(2) / info['bytes_per_token'] for name, x in losses.items() if 'bytes_per_token' in info}
-
 
 # -----------------------------------------------------------------------------
 # model and optimizer
@@ -250,7 +216,7 @@ origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
 optimizers = make_optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
                              (run.beta1, run.beta2))
-step, best_loss, carried, drawn = 0, math.inf, None, {}         # carried: the state to read on from
+step, best_loss, carried = 0, math.inf, None            # carried: the state to read on from
 if checkpoint:
     for optimizer, kept in zip(optimizers, checkpoint['optimizer']):
         for group, new in zip(kept['param_groups'], optimizer.param_groups):
@@ -260,11 +226,9 @@ if checkpoint:
         except (KeyError, ValueError) as error:
             raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
     batch_rng.set_state(checkpoint['batch_rng'])
-    step, best_loss = checkpoint['step'], checkpoint['best_loss']
-    carried = checkpoint['carried']
+    step, best_loss, carried = checkpoint['step'], checkpoint['best_loss'], checkpoint['carried']
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
-drawn_from = batch_rng.get_state()                      # of the rows that are being read
 reader = Learner(raw_model) if config.chunks else raw_model                 # on the token clock, or as it is
 model = compiled(reader) if use_compile else reader
 if ddp:
@@ -301,17 +265,7 @@ lines.append({'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': 
 if main:
     if run.overwrite and os.path.exists(ckpt_path):     # nothing refused the new run: the old one ends here
         remove_file(ckpt_path)
-    log_file = open_log(log_path, lines)
-
-
-def log(**entry):
-    if not main:
-        return
-    try:
-        print(json.dumps(entry), file=log_file, flush=True)
-    except OSError as error:
-        raise UserError(f'could not write {log_path}: {error.strerror}; --resume goes on from {ckpt_path}') from None
-
+log = open_log(log_path, lines) if main else lambda **entry: None
 
 # -----------------------------------------------------------------------------
 # schedule, evaluation, checkpoint
@@ -321,45 +275,35 @@ def lr_at(step):
     if step < run.warmup_steps:
         return run.learning_rate * (step + 1) / run.warmup_steps
     done = (step - run.warmup_steps) / max(1, run.max_steps - run.warmup_steps)
-    if run.schedule == 'cosine':
-        high = 0.5 * (1 + math.cos(math.pi * min(1, done)))
-    else:
-        high = min(1.0, (1 - done) / run.cooldown)
+    cosine, trapezoid = 0.5 * (1 + math.cos(math.pi * min(1, done))), min(1.0, (1 - done) / run.cooldown)
+    high = cosine if run.schedule == 'cosine' else trapezoid
     return run.learning_rate * (run.final_lr + (1 - run.final_lr) * max(0.0, high))
+
+
+def bits_per_byte(**losses):
+    """Nats per token as bits per byte, by name; nothing where what is read is no text."""
+    return {name: x / math.log(2) / info['bytes_per_token'] for name, x in losses.items() if 'bytes_per_token' in info}
 
 
 @torch.no_grad()
 def evaluate():
     """Mean validation loss in nats per token, over the same batches every time."""
-    rng = torch.Generator().manual_seed(run.seed)
-    total = 0.0
+    rng, total = torch.Generator().manual_seed(run.seed), 0.0
     for _ in range(run.eval_batches):
-        x, y = held_out.held_out(run.batch_size, config.block_size, rng)
-        for x_part, y_part in zip(x.chunk(run.grad_accum), y.chunk(run.grad_accum)):
+        pair = held_out.held_out(run.batch_size, config.block_size, rng)
+        for idx, targets in zip(*(x.chunk(run.grad_accum) for x in pair)):
             with autocast:
-                total += reader(x_part.to(device), y_part.to(device))[1].item() * len(x_part) / run.batch_size
+                total += reader(idx.to(device), targets.to(device))[1].item() * len(idx) / run.batch_size
     return total / run.eval_batches
 
 
-def next_batch():
-    """What the model is called with, for one step and all devices: with --carry the next part of longer rows."""
-    global drawn, drawn_from
-    T, place = config.block_size, step % row_steps
-    if place == 0 or not drawn:
-        drawn_from = batch_rng.get_state()              # what a run that is resumed within a row draws it from again
-        progress = 1.0 if run.init_from else (step - place) / run.max_steps         # lessons are for beginners
-        rows = task.batch(run.batch_size, row_steps * T, batch_rng, progress)
-        drawn = {name: x for name, x in zip(('idx', 'targets', 'weights'), rows) if x is not None}
-    return {name: x[:, place * T:(place + 1) * T].contiguous() for name, x in drawn.items()}
-
-
-def forward_backward(rows):
-    """Forward and backward of these rows of the batch -> their share of the loss, their state, gradients to add up."""
-    inputs = {name: x[rows] for name, x in batch.items()}
+def forward_backward(part):
+    """Forward and backward of a part of the batch -> its share of the loss, its state, gradients to add up."""
+    inputs = {name: x[part] for name, x in batch.items()}
     if carried:
-        inputs['state'] = take_rows(carried, rows)
+        inputs['state'] = take_rows(carried, part, device)
     if ddp:
-        model.require_backward_grad_sync = rows == parts[-1]        # devices average once per step
+        model.require_backward_grad_sync = part == parts[-1]        # devices average once per step
     with autocast:
         _, loss, state = model(**inputs)
         loss = loss / len(parts)
@@ -384,8 +328,7 @@ def save():
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in optimizers],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
-        'batch_rng': drawn_from if step % row_steps else batch_rng.get_state(),
-        'best_loss': best_loss, 'sha256': info['sha256'], 'carried': carried,
+        'batch_rng': rows.generator_state(step), 'carried': carried, 'best_loss': best_loss, 'sha256': info['sha256'],
         'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
 
 
@@ -400,8 +343,8 @@ def on_signal(signum, frame):
     say('\nstopping after this step (once more to leave at once)')
 
 
-signal.signal(signal.SIGINT, on_signal)
-signal.signal(signal.SIGTERM, on_signal)
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, on_signal)
 
 # -----------------------------------------------------------------------------
 # the loop
@@ -442,12 +385,11 @@ while True:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group['lr'] = lr * group['lr_scale']
-    batch = {name: x[rank::world].to(device) for name, x in next_batch().items()}
-    loss, states = torch.zeros((), device=device), []
-    carried = carried if step % row_steps else None
-    # what is no tensor in a state is a constant to the compiler: other ones may have to be compiled for
-    kind = carried and tuple(x for layer in carried for x in layer.values() if not torch.is_tensor(x))
-    for part_loss, state, grads in cores.map(forward_backward, parts, kind):
+    place = step % rows.steps                           # in rows that are read in several steps
+    progress = 1.0 if run.init_from else (step - place) / run.max_steps             # lessons are for beginners
+    batch = {name: x[rank::world].to(device) for name, x in rows.at(step, progress).items()}
+    loss, states, carried = torch.zeros((), device=device), [], carried if place else None
+    for part_loss, state, grads in cores.map(forward_backward, parts, carried and constants(carried)):
         loss += part_loss
         states.append(state)
         for p, g in zip(params, grads):                 # in the order of the parts: the sum is always the same
@@ -455,12 +397,11 @@ while True:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 p.grad += g
     carried = join_rows(states) if run.carry else None
+    stopping = asked_to_stop
     if ddp:                                             # the mean loss, and whether anybody was told to stop
         message = torch.stack([loss, torch.tensor(float(asked_to_stop), device=device)])
         dist.all_reduce(message)
         loss, stopping = message[0] / world, message[1].item() > 0
-    else:
-        stopping = asked_to_stop
 
     # step, with the levels whose time it is
     loss = loss.item()
