@@ -217,7 +217,7 @@ def train(bench, knobs, device, dtype, ceiling):
             print(f'{T:>7,}  {mixer:<16}{how:>9}{n:>9}{first[run]:>9.1f}{1e3 * seconds:>9.0f}'
                   f"{B * T / seconds:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}"
                   f"{share(flops, ceiling, 'flops'):>9}{'-' if peak_mib is None else f'{peak_mib:.0f}':>8}", flush=True)
-        del runs, model, what
+        runs = model = what = None
         gc.collect()                            # a captured model refers to itself
     torch.set_num_threads(threads[0])
     return rows

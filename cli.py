@@ -22,6 +22,11 @@ import subprocess
 import sys
 
 
+# options that earlier versions had
+RENAMED = {'chunk_size': 'is now --tile', 'form': 'is now a part of --data, as in --data=niah:full',
+           'cms_inner': 'is gone: the levels move by gradient descent alone'}
+
+
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong and what to do."""
     exit_code = 1
@@ -80,6 +85,8 @@ def read_args(classes, argv, positional=None, hidden=()):
             key, sep, text = positional, '=', word
         else:
             raise UsageError(f"'{word}' is not understood; options are written --key=value, and --help lists them")
+        if key not in fields and key in RENAMED:
+            raise UsageError(f'--{key} {RENAMED[key]}')
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f', did you mean --{near[0]}?' if near else '; --help lists them all'

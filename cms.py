@@ -10,7 +10,7 @@ gradients gathered since (eq. 71): fast levels follow what is read, slow ones ke
 
     python cms.py     which level moves when; then two alternating sources, read by a static MLP and by the levels
 
-Does NOT include: other inner optimizers than gradient descent and DGD, fast weights for anything but the MLPs.
+Does NOT include: inner optimizers other than gradient descent, fast weights for anything but the MLPs.
 
 Glossary
     paper           here            shape               meaning
@@ -22,6 +22,7 @@ Glossary
 """
 import contextlib
 import functools
+from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
@@ -47,30 +48,8 @@ def parse_clock(name, text, lowest):
 # the chain
 
 
-class Erasing(torch.autograd.Function):
-    """
-    x (B, T, n) through each stream's own W (B, m, n). What Delta Gradient Descent adds to the gradient of W, that a
-    token erases what delta, the part of W learned while reading, answers to it, is the gradient of `erased`.
-    paper: all of W is erased    here: delta alone            because what training learned is not the stream's to erase
-    paper: one rate for both     here: erases rate / |x|^2    because a rate that writes enough erases more than all
-    """
-    @staticmethod
-    def forward(ctx, x, W, delta, erased):
-        ctx.save_for_backward(x, W, delta)
-        return linear(x, W)
-
-    @staticmethod
-    def backward(ctx, g):                                       # g (B, T, m), of a mean over T tokens
-        x, W, delta = ctx.saved_tensors
-        g = g.to(W.dtype)                                       # bfloat16 under autocast
-        answer = x @ delta.mT / x.square().sum(-1, keepdim=True).clamp(min=1e-6) / x.shape[1]   # (B, T, m)
-        return g @ W, g.mT @ x, None, answer.mT @ x             # (B, m, T) x (B, T, n) -> (B, m, n)
-
-
 def linear(x, W):
-    """x (B, T, n) through a matrix (m, n), through each stream's own (B, m, n), or through what Erasing takes."""
-    if isinstance(W, tuple):
-        return Erasing.apply(x, *(M.to(x.dtype) for M in W))
+    """x (B, T, n) through a matrix (m, n), or through each stream's own (B, m, n)."""
     W = W[0] if W.dim() == 3 and len(W) == 1 else W             # one stream: the very product of the static model
     return F.linear(x, W) if W.dim() == 2 else x @ W.mT.to(x.dtype)         # (B, T, n) x (B, n, m)
 
@@ -231,13 +210,11 @@ def detached(tensors):
 
 
 def fast_weights(model, delta, training):
-    """theta_0 + delta of every stream, {'0.0.up': (B, 2 h, D), ...}; with DGD what Erasing takes."""
-    fast, weights = {}, weights_of(model)
-    for name, moved in delta.items():
-        p = weights[name][1]
-        W = p + moved if training else (p.detach() + moved).requires_grad_()
-        fast[name] = W if model.config.cms_inner == 'gd' else (W, moved, torch.zeros_like(W, requires_grad=True))
-    return fast
+    """theta_0 + delta of every stream, {'0.0.up': (B, 2 h, D), ...}."""
+    weights = weights_of(model)
+    if training:
+        return {name: weights[name][1] + moved for name, moved in delta.items()}
+    return {name: (weights[name][1].detach() + moved).requires_grad_() for name, moved in delta.items()}
 
 
 def move(model, state, fast, logits, targets, training):
@@ -245,15 +222,15 @@ def move(model, state, fast, logits, targets, training):
     Gather the gradient of a chunk's mean loss, logits (B, C, V) against targets (B, C), and move the levels whose time
     it is -> the state at the start of the next chunk.
     """
-    o, C, weights, own = model.config, targets.shape[1], weights_of(model), fast.values()
+    o, C, weights = model.config, targets.shape[1], weights_of(model)
     delta, gathered, learned = dict(state['delta']), dict(state['gathered']), state['learned'] + C
-    wrt = [*own] if o.cms_inner == 'gd' else [W for W, _, _ in own] + [erased for _, _, erased in own]
     with torch.enable_grad():
         # the sum over the streams: what one reads has no part in the gradient of another's weights
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum') / C
-        grads = torch.autograd.grad(loss, wrt, retain_graph=True, create_graph=training and o.cms_meta == 'second')
-    for i, name in enumerate(fast):                             # with DGD, what is written and what is erased
-        gathered[name] = gathered[name] + sum(grads[i::len(fast)])
+        grads = torch.autograd.grad(loss, [*fast.values()], retain_graph=True,
+                                    create_graph=training and o.cms_meta == 'second')
+    for name, grad in zip(fast, grads):
+        gathered[name] = gathered[name] + grad
     for level, ticks in enumerate(o.chunks):
         if not ticks or learned % ticks:
             continue
@@ -288,31 +265,59 @@ class Learner(nn.Module):
 # python cms.py
 
 
+def transitions(n, vocab, noise=0.1):
+    """(n,) tokens, each a function, drawn once, of the one before it, or, one time in ten, any token."""
+    then, tokens = torch.randperm(vocab).tolist(), [0]
+    while len(tokens) < n:
+        tokens.append(then[tokens[-1]] if torch.rand(()) > noise else int(torch.randint(vocab, ())))
+    return torch.tensor(tokens)
+
+
+class Tiny(nn.Module):
+    """What `learn` asks of a model and no more: an embedding, one block of levels, a head. It mixes no tokens."""
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList([nn.ModuleDict({'cms': CMS(config, block=0)})])
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.log_step = nn.Parameter(torch.zeros(config.n_level))
+        with torch.no_grad():
+            self.blocks[0].cms.init_weights(branches=config.n_level)
+
+    def init_state(self, batch_size, device=None):
+        return []
+
+    def forward(self, idx, state=None, fast=None):
+        x = self.blocks[0].cms(self.embed(idx), fast)           # (B, T) -> (B, T, D)
+        return self.head(x), None, state                        # (B, T, D) -> (B, T, V)
+
+
 def main():
-    from data import transitions
-    from model import Config, Hope
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    o = Config(vocab_size=16, n_layer=1, n_head=2, n_embd=32, mixer='mamba2', cms_chunks='16,64,256', cms_step=1.0)
+    clocks = (16, 64, 256)
     print('which level moves when: a column is 16 tokens')
-    for level, chunk in enumerate(o.chunks):
+    for level, chunk in enumerate(clocks):
         print(f'level {level}, every {chunk:>3} tokens  ' + ''.join('.*'[t % chunk == 0] for t in range(16, 1025, 16)))
 
-    n, model = 512, Hope(o)
-    def source(parts): return transitions(parts * n, 16).view(parts, 1, n)
+    n, V = 512, 16
+    model = Tiny(SimpleNamespace(vocab_size=V, n_layer=1, n_embd=32, n_hidden=96, n_level=3, chunks=clocks,
+                                 cms_topology='sequential', cms_clip=1.0, cms_meta='first', cms_truncate=0))
+    def source(parts): return transitions(parts * n, V).view(parts, n)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for x in source(60):                                        # a plain training on one source
-        loss = model(x[:, :-1], x[:, 1:])[1]
+    for x in source(60).split(1):                               # a plain training on one source
+        loss = F.cross_entropy(model(x[:, :-1])[0][0], x[0, 1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     print(f'\na model trained on one source, to {loss.item():.2f} nats, reads two others in turn, {n} tokens each')
-    text = torch.stack([source(4), source(4)], dim=1).view(1, -1)                 # a b a b a b a b
+    text = torch.stack([source(4), source(4)], dim=1).view(1, -1)                       # a b a b a b a b
     print(f"{'':<28}" + 4 * f"{'a':>7}{'b':>7}")
-    for name, chunks in (('no level moves', ''), ('level 0 moves', '16,0,0'), ('all levels move', '16,64,256')):
-        o.cms_chunks = chunks
+    for name, chunks in (('no level moves', (0, 0, 0)), ('level 0 moves', (16, 0, 0)), ('all levels move', clocks)):
+        model.config.chunks = chunks
         with torch.no_grad():
-            logits = (learn if chunks else Hope.forward)(model.eval(), text[:, :-1])[0]
+            logits = learn(model.eval(), text[:, :-1])[0] if any(chunks) else model(text[:, :-1])[0]
         losses = F.cross_entropy(logits[0], text[0, 1:], reduction='none').split(n)
         print(f'{name:<28}' + ''.join(f'{part.mean().item():7.2f}' for part in losses))
 

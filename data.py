@@ -299,14 +299,6 @@ class Text:
         return {}
 
 
-def transitions(n, vocab, noise=0.1):
-    """(n,) tokens, each a function, drawn once, of the one before it, or, one time in ten, any token (cms.py)."""
-    then, tokens = torch.randperm(vocab).tolist(), [0]
-    while len(tokens) < n:
-        tokens.append(then[tokens[-1]] if torch.rand(()) > noise else int(torch.randint(vocab, ())))
-    return torch.tensor(tokens)
-
-
 # -----------------------------------------------------------------------------
 # the network, and the command line
 

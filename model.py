@@ -60,7 +60,6 @@ class Config:
     cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8
     cms_chunks: str = ''                # tokens between two moves while reading, as in 64,256,1024,0 (0 = never)
     cms_topology: str = 'sequential'    # sequential | independent | nested | stacked (a level is a share of the depth)
-    cms_inner: str = 'gd'               # what moves them while reading: gd | dgd (erases as it writes)
     cms_step: float = 1.0               # their inner step size; it is learned if the model trains while it reads
     cms_clip: float = 1.0               # largest norm of a level's mean gradient while reading
     cms_meta: str = 'first'             # training while reading: gradients of first | second order
@@ -73,6 +72,7 @@ class Config:
         for name in ('n_hidden', 'memory_hidden'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(0 <= self.gate_floor < 0.5, f'--gate_floor must be at least 0 and below 0.5, not {self.gate_floor}')
+        check(self.mixer != 'gla', '--mixer=gla is now --mixer=mamba2')
         check(self.mixer in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, not '{self.mixer}'")
         check(self.n_embd % (2 * self.n_head) == 0,
               f'--n_embd must be a multiple of 2 x n_head = {2 * self.n_head}, not {self.n_embd}')
@@ -81,8 +81,7 @@ class Config:
               f'--projection_chunk={self.projection_chunk} must be a multiple of --memory_chunk={self.memory_chunk}')
         check(set(self.adaptive) <= set('kvqg'), f"--adaptive takes letters of kvqg, not '{self.adaptive}'")
         for name, choices in (('objective', ('dot', 'l2', 'l2_now')), ('memory_read', ('after', 'before', 'start')),
-                              ('cms_topology', TOPOLOGIES), ('cms_inner', ('gd', 'dgd')),
-                              ('cms_meta', ('first', 'second'))):
+                              ('cms_topology', TOPOLOGIES), ('cms_meta', ('first', 'second'))):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
         check(self.memory_read != 'start' or self.mixer not in DEEP or self.block_size > self.memory_chunk,

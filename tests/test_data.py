@@ -621,14 +621,3 @@ def test_mqar():
         assert asked == shown and all(row[t + 1] == answers[t] for t in range(64) if answers[t] >= 0)
         assert min(t for t in range(64) if answers[t] >= 0) >= 16
         assert all(token == 32 for t, token in enumerate(row[16:], 16) if answers[t] < 0 and answers[t - 1] < 0)
-
-
-def test_transitions():
-    """Nine tokens in ten follow from the one before them, by a function that takes every value."""
-    torch.manual_seed(0)
-    x = data.transitions(4000, 16).tolist()
-    assert len(x) == 4000 and set(x) == set(range(16))
-    pairs = collections.Counter(zip(x, x[1:]))
-    then = {a: max(range(16), key=lambda b: pairs[a, b]) for a in range(16)}
-    assert sorted(then.values()) == list(range(16))
-    assert 0.87 < sum(then[a] == b for a, b in zip(x, x[1:])) / 3999 < 0.95
