@@ -100,8 +100,8 @@ if not args.oracle and not args.guess:
     get_tokenizer(tokenizer, args.out_dir)                  # if the run's own is gone, none may be learned in its place
     block_size = model.config.block_size
 _, text, enc, info = prepare(args.haystack, tokenizer, args.out_dir if model else None, quiet=True)
-on_needles = trained.get('data', '').startswith('niah')     # niah, or niah:full (tasks.py)
-form = args.form or (trained['data'].partition(':')[2] if on_needles else '') or 'short'
+kind, _, trained_form = trained.get('data', '').partition(':')          # niah, or niah:full (tasks.py)
+form = args.form or (trained_form if kind == 'niah' else '') or 'short'
 needles = Needles(enc, text, form)
 tasks = args.tasks.split(',')
 lengths = numbers('lengths', args.lengths) if args.lengths else [block_size * times for times in (1, 4, 16)]
@@ -211,7 +211,7 @@ print(f'{who}{" that learns while it reads" if args.learn else ""}'
 print(f'haystack {args.haystack}, held-out part: {len(text):,} tokens, sha256 {info["sha256"][:16]}')
 print(f'form {form}: numbers of {FORMS[form]["number"]} digits, codes of {FORMS[form]["code"]}, '
       f'keys of {"two words" if FORMS[form]["adjectives"] else "one word"}')
-if model and not on_needles:
+if model and kind != 'niah':
     print('this model was not trained on needles (train.py --data=niah): it does not know what is asked')
 if len(text) < max(lengths):
     print(f'the longest haystacks go through that text {max(lengths) / len(text):.1f} times')
