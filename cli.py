@@ -240,15 +240,3 @@ def print_block(**values):
     """`key: value` lines, the keys padded to one width, made to be grepped."""
     for key, value in values.items():
         print(f"{key + ':':<20}{value}")
-
-
-def draw_curve(values, width=72, height=12):
-    """A list of numbers as a curve of text lines, y axis labelled; neighbours are averaged to fit the width."""
-    n = min(width, len(values))
-    edges = [i * len(values) // n for i in range(n + 1)]
-    means = [sum(values[i:j]) / (j - i) for i, j in zip(edges, edges[1:])]
-    low, high = min(means), max(means)
-    rows = [round((high - mean) / ((high - low) or 1) * (height - 1)) for mean in means]
-    lines = [''.join('*' if row == line else ' ' for row in rows) for line in range(height)]
-    labels = [f'{high - (high - low) * line / (height - 1):7.3f} |' for line in range(height)]
-    return '\n'.join(label + line for label, line in zip(labels, lines)) + '\n' + ' ' * 8 + '+' + '-' * n
