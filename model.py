@@ -342,11 +342,13 @@ def main():
         times = []
         for context in (100, 4_000):
             _, state = read(model, idx[:, :context])
-            start, n = time.perf_counter(), 5
-            for _ in stream(model, idx[:, :1], n, state=state):
+            row += f'{state_bytes(state) / 1024:>9.0f} KiB'
+            tokens, n = stream(model, idx[:, :1], 6, state=state), 5
+            next(tokens)                                        # warms up
+            start = time.perf_counter()
+            for _ in tokens:
                 pass
             times.append((time.perf_counter() - start) / n * 1e3)
-            row += f'{state_bytes(state) / 1024:>9.0f} KiB'
         print(f'{mixer:<16}{model.num_params():>12,}{model.flops_per_token(512) / 1e6:>13.1f}  {row}'
               + ''.join(f'{t:8.1f}' for t in times))
 
