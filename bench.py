@@ -36,8 +36,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import kernels
 from cli import UsageError, atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
-from machine import Cores, compiled, machine, pick_device
-from model import MIXERS, PRESETS, Config, Hope, equal_model, state_bytes
+from machine import Cores, compiled, describe, pick_device
+from model import MIXERS, SIZES, Config, Hope, equal_model, state_bytes
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Bench:
     mixers: str = 'attention,hope,titans,gated_deltanet,mamba2'    # whose models; ratios are to the first
     compile: str = 'attention,hope,titans'                      # which of them torch.compile gets, in training
     graph: str = ''                     # which of these get a row with CUDA graphs as well, on a GPU
-    preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models: train.py's presets
+    preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models, as in train.py
     lengths: str = '512,1024,4096'      # tokens per sequence of a training step
     tokens: int = 4096                  # ... and of the whole step, at least one sequence
     repeats: int = 5                    # steps that are timed, of every model in turn
@@ -65,7 +65,7 @@ class Bench:
         both = {*self.mixers.split(',')} & {*self.compile.split(',')}
         check({*self.graph.split(',')} <= both | {''},
               f'--graph={self.graph}: its models must be in --mixers and in --compile')
-        check(self.preset in PRESETS, f"--preset must be one of {', '.join(PRESETS)}, not '{self.preset}'")
+        check(self.preset in SIZES, f"--preset must be one of {', '.join(SIZES)}, not '{self.preset}'")
         numbers('lengths', self.lengths)
         numbers('contexts', self.contexts)
         numbers('threads', self.threads)
@@ -156,12 +156,12 @@ class Loss(nn.Module):
 
 def step(loss_of, cores, x, autocast):
     """Forward and backward of all rows of x, in parts on the cores."""
-    def learn(part):
+    def forward_backward(part):
         with autocast:
             loss = loss_of(part, part)
         loss.backward()
     torch.set_num_threads(cores.threads)            # what was compiled for another count is compiled again
-    for _ in cores.map(learn, x.chunk(cores.n)):
+    for _ in cores.map(forward_backward, x.chunk(cores.n)):
         pass
     loss_of.zero_grad(set_to_none=True)
 
@@ -197,7 +197,7 @@ def train(bench, knobs, device, dtype, ceiling):
                 if mixer in to_graph and n == threads[0]:
                     runs[mixer, 'graph', n] = Loss(model), cores, x, autocast
         first = {run: timed(lambda: first_step(run[1], *what), device) for run, what in runs.items()}
-        for what in runs.values():              # again: what was compiled before hope is compiled anew after it, by blocks
+        for what in runs.values():              # again: what was compiled before hope is compiled anew after it
             step(*what)
         times = {run: [] for run in runs}
         for _ in range(bench.repeats):
@@ -217,10 +217,18 @@ def train(bench, knobs, device, dtype, ceiling):
             print(f'{T:>7,}  {mixer:<16}{how:>9}{n:>9}{first[run]:>9.1f}{1e3 * seconds:>9.0f}'
                   f"{B * T / seconds:>10,.0f}{seconds / base:>7.2f}{flops / 1e9:>9.1f}"
                   f"{share(flops, ceiling, 'flops'):>9}{'-' if peak_mib is None else f'{peak_mib:.0f}':>8}", flush=True)
-        del runs, model, what
+        runs = model = what = None
         gc.collect()                            # a captured model refers to itself
     torch.set_num_threads(threads[0])
     return rows
+
+
+def decoding(model, token, state, device, n):
+    """The median seconds of n tokens, each read from the state that the one before it left; one more warms up."""
+    def read_on():
+        nonlocal state
+        state = model(token, state=state)[2]
+    return median(read_on, device, n)
 
 
 @torch.no_grad()
@@ -242,9 +250,9 @@ def decode(bench, knobs, device, dtype, ceiling):
             with autocast:
                 for part in idx.split(512, dim=1):
                     state = model(part, state=state)[2]
-                seconds = median(lambda: model(idx[:, :1], state=state), device, 32)
-            rows.append({'mixer': mixer, 'context': n, 'seconds': seconds, 'state_bytes': state_bytes(state)})
-            line += f"{1e3 * seconds:>9.2f}{state_bytes(state) / 1024:>11,.0f}"
+                size, seconds = state_bytes(state), decoding(model, idx[:, :1], state, device, 32)
+            rows.append({'mixer': mixer, 'context': n, 'seconds': seconds, 'state_bytes': size})
+            line += f"{1e3 * seconds:>9.2f}{size / 1024:>11,.0f}"
         print(f'{mixer:<16}{line}', flush=True)
     return rows
 
@@ -257,7 +265,7 @@ def recurrence(bench, knobs, device, dtype, ceiling):
     if bench.compile:
         forms['compiled'] = torch.compile(kernels.delta_rule), kernels.delta_rule
     moved = 2 * 4 * sum(x.numel() for x in inputs)                          # inputs, and their gradients
-    print(f'\nthe recurrence, forward and backward, B={B} H={H} T={T} Dk=Dv={D}, chunk 64: matrix products, and '
+    print(f'\nthe recurrence, forward and backward, B={B} H={H} T={T} Dk=Dv={D}, tile 64: matrix products, and '
           f'what has to be moved at least ({moved / 1e6:.1f} MB)')
     rows = []
     for name, (f, eager) in forms.items():
@@ -287,7 +295,7 @@ def main():
     own = 'block_size', 'mixer', 'n_hidden'                                 # what the bench itself gives its models
     given = read_args([Bench, Config], sys.argv[1:], hidden=own)
     bench, = build([Bench], (QUICK if given.get('quick') else {}) | given)
-    knobs = {name: x for name, x in (PRESETS[bench.preset] | given).items()
+    knobs = {name: x for name, x in (SIZES[bench.preset] | given).items()
              if name in Config.__dataclass_fields__ and name not in own}
     device = pick_device(bench.device)
     if bench.graph and device != 'cuda':
@@ -298,14 +306,14 @@ def main():
         torch.set_float32_matmul_precision('high')
     bf16 = bench.dtype == 'bfloat16' or bench.dtype == 'auto' and device == 'cuda'
     dtype = torch.bfloat16 if bf16 else torch.float32
-    print(f"{machine(device)} | torch {torch.__version__} | {str(dtype)[6:]} | commit {git_commit()}")
+    print(f"{describe(device)} | torch {torch.__version__} | {str(dtype)[6:]} | commit {git_commit()}")
     parts = bench.parts.split(',')
     result = {}
     for part in filter(parts.__contains__, PARTS):                          # in their order: the ceilings come first
         result[part] = PARTS[part](bench, knobs, device, dtype, result.get('ceilings'))
     if bench.json:
         about = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
-                 'python': platform.python_version(), 'machine': machine(device),
+                 'python': platform.python_version(), 'machine': describe(device),
                  'bench': asdict(bench), 'model': knobs}
         with atomic_write(bench.json) as file:
             file.write(json.dumps(about | result, indent=1).encode())

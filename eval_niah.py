@@ -33,7 +33,7 @@ import torch
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from data import prepare
 from machine import load_checkpoint, load_learner, load_model, pick_device
-from model import state_bytes
+from model import check_ids, state_bytes, stream
 from niah import FORMS, TASKS, Needles, found, oracle
 from tokenizer import get_tokenizer
 
@@ -52,7 +52,7 @@ class Eval:
     n: int = 33                         # examples of each task and length, as many for each depth
     depths: int = 11                    # places of the needle, evenly from the haystack's start to its end
     form: str = ''                      # short | full, how long keys and values are ('' = as trained, or short)
-    haystack: str = 'english'           # what --data of train.py takes; its held-out part is read
+    haystack: str = 'english'           # a corpus (data.py); its held-out part is read
     seed: int = 0                       # of the examples
     batch_size: int = 11                # prompts that are read at once
     json: str = ''                      # where the results go ('' = OUT_DIR/niah.json)
@@ -61,7 +61,6 @@ class Eval:
     guess: bool = False                 # random values, in the place of a model
     learn: bool = False                 # the model, while its MLPs learn from what it reads
     cms_chunks: str = ''                # tokens between two moves of each level ('' = as trained, or 128,512,...)
-    cms_inner: str = ''                 # gd | dgd ('' = as trained)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
     gate_floor: float = -1.0            # the model's write gates below it are closed (below 0 = as trained)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
@@ -75,8 +74,7 @@ class Eval:
         numbers('lengths', self.lengths or '1')
         check(self.form in ('', *FORMS), f"--form must be one of {', '.join(FORMS)}, not '{self.form}'")
         check(self.oracle + self.guess + self.learn <= 1, 'give one of --oracle, --guess and --learn')
-        check(self.learn or not self.cms_chunks + self.cms_inner and self.cms_step < 0,
-              'the --cms options are for --learn')
+        check(self.learn or not self.cms_chunks and self.cms_step < 0, 'the --cms options are for --learn')
         check(self.gate_floor < 0.5, f'--gate_floor must be below 0.5, not {self.gate_floor}')
         check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
 
@@ -95,14 +93,15 @@ if not args.oracle and not args.guess:
     if args.gate_floor >= 0:
         checkpoint['config']['gate_floor'] = args.gate_floor
     if args.learn:
-        model = load_learner(checkpoint, device, args.cms_chunks, args.cms_inner, args.cms_step).eval()
+        reader = load_learner(checkpoint, device, args.cms_chunks, args.cms_step).eval()
+        model = reader.model
     else:
-        model = load_model(checkpoint, device).eval()
+        reader = model = load_model(checkpoint, device).eval()
     get_tokenizer(tokenizer, args.out_dir)                  # if the run's own is gone, none may be learned in its place
     block_size = model.config.block_size
 _, text, enc, info = prepare(args.haystack, tokenizer, args.out_dir if model else None, quiet=True)
-on_needles = trained.get('data') == 'niah'
-form = args.form or (trained['form'] if on_needles else 'short')
+kind, _, trained_form = trained.get('data', '').partition(':')          # niah, or niah:full (tasks.py)
+form = args.form or (trained_form if kind == 'niah' else '') or 'short'
 needles = Needles(enc, text, form)
 tasks = args.tasks.split(',')
 lengths = numbers('lengths', args.lengths) if args.lengths else [block_size * times for times in (1, 4, 16)]
@@ -114,7 +113,7 @@ def examples(task, length):
             for i in range(args.n)]
 
 
-def answers(task, part):
+def replies(task, part):
     """What is written after each prompt of some examples of one length -> list of str, bytes of state per prompt."""
     if args.oracle:
         return [oracle(enc.decode(example.prompt.tolist(), errors='replace')) for example in part], 0
@@ -123,8 +122,8 @@ def answers(task, part):
         return [', '.join(needles.values(TASKS[task].kind, len(example.golds), rng)) for example in part], 0
     prompts = torch.from_numpy(np.stack([example.prompt for example in part])).to(device)       # (B, T)
     written, state = [], None
-    for token, state in model.stream(prompts, needles.answer_room(task) + 1, temperature=0, stop_token=enc.eot_token,
-                                     learning=args.learn):
+    check_ids(prompts, model.config.vocab_size)
+    for token, state in stream(reader, prompts, needles.answer_room(task) + 1, temperature=0, stop_token=enc.eot_token):
         written.append(token)
     rows = torch.stack(written, dim=1).tolist()
     texts = [enc.decode([i for i in row if i != enc.eot_token], errors='replace') for row in rows]
@@ -148,7 +147,7 @@ def measure(task, length):
     todo, state = examples(task, length), 0
     for i in range(0, args.n, args.batch_size):
         part = todo[i:i + args.batch_size]
-        texts, state = answers(task, part)
+        texts, state = replies(task, part)
         for example, text in zip(part, texts):
             hits = found(text, example.golds)
             scores.append(sum(hits) / len(hits))
@@ -212,7 +211,7 @@ print(f'{who}{" that learns while it reads" if args.learn else ""}'
 print(f'haystack {args.haystack}, held-out part: {len(text):,} tokens, sha256 {info["sha256"][:16]}')
 print(f'form {form}: numbers of {FORMS[form]["number"]} digits, codes of {FORMS[form]["code"]}, '
       f'keys of {"two words" if FORMS[form]["adjectives"] else "one word"}')
-if model and not on_needles:
+if model and kind != 'niah':
     print('this model was not trained on needles (train.py --data=niah): it does not know what is asked')
 if len(text) < max(lengths):
     print(f'the longest haystacks go through that text {max(lengths) / len(text):.1f} times')

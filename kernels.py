@@ -371,26 +371,6 @@ def mlp_memory_grad(W1, u, error):
 
 
 # -----------------------------------------------------------------------------
-# the nearest orthogonal matrix
-
-
-def newton_schulz(M, steps=5, dtype=None):
-    """
-    M (..., m, n) with its singular values brought near 1, its singular vectors kept: the orthogonal matrix that is
-    nearest, up to about 0.3 per singular value. A zero matrix stays one. Products are in dtype, None is M's own;
-    bfloat16 is enough, once M is of size 1: before, it would round every size differently.
-    Each step is an odd polynomial of M, steep at 0, so that five suffice (Keller Jordan's Muon has the coefficients).
-    """
-    tall = M.shape[-2] > M.shape[-1]
-    X = M.mT if tall else M                                         # the smaller Gram matrix is (m, m)
-    X = (X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype or M.dtype)
-    for _ in range(steps):
-        A = X @ X.mT                                                # (.., m, n) x (.., n, m) -> (.., m, m)
-        X = 3.4445 * X + (2.0315 * A @ A - 4.775 * A) @ X           # a X + b A X + c A^2 X
-    return (X.mT if tall else X).to(M.dtype)
-
-
-# -----------------------------------------------------------------------------
 # the local convolution
 
 

@@ -1,12 +1,26 @@
-"""machine"""
+"""
+What the machine needs: devices, compiling, the cores of a CPU; checkpoints, memory files, and readers from them.
+
+    device = pick_device('auto')
+    model = load_model(load_checkpoint('out/ckpt.pt'), device).eval()               # reads as it is
+    reader = load_learner(load_checkpoint('out/ckpt.pt'), device).eval()            # learns while it reads (cms.py)
+
+Files hold plain types and tensors only, so that loading one never runs code from it, and are written whole or not at
+all. A checkpoint is what train.py goes on from, a memory file what sample.py --learn does: a reader's state on disk.
+
+Does NOT include: several devices (torchrun, in train.py), files of former formats.
+"""
+import hashlib
 import logging
 import math
 import platform
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from cli import UserError, atomic_write, build
+from cms import Learner
 from model import Config, Hope
 
 
@@ -21,11 +35,22 @@ def pick_device(name):
     return name
 
 
-def machine(device):
+def describe(device):
     """What a log says a run was made on."""
     if device.startswith('cuda'):
         return torch.cuda.get_device_name()
     return f'{platform.machine()}, {torch.get_num_threads()} threads'
+
+
+def peak_memory(device):
+    """MiB: the GPU's, or this process's where the system tells."""
+    if device.startswith('cuda'):
+        return torch.cuda.max_memory_allocated() / 2**20
+    try:
+        import resource
+    except ImportError:                                         # Windows
+        return math.nan
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
 
 
 def compiled(model):
@@ -81,17 +106,17 @@ class Cores:
 
 
 # -----------------------------------------------------------------------------
-# checkpoints: plain types only, so that loading one never runs code from it
+# checkpoints
 
-FORMAT = 'nested-learning-2'
+FORMAT = 'nested-learning-3'
 KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered')
 
 
-def save_checkpoint(path, checkpoint):
+def save_checkpoint(path, checkpoint, form=FORMAT):
     """Write a dict of plain types and tensors to path, whole or not at all."""
     with atomic_write(path) as file:
         try:
-            torch.save({'format': FORMAT, **checkpoint}, file)
+            torch.save({**checkpoint, 'format': form}, file)
         except RuntimeError as error:       # torch wraps what the disk says
             raise OSError(f'{error}'.splitlines()[0]) from None
 
@@ -129,22 +154,67 @@ def load_model(checkpoint, device='cpu'):
     return model.to(device)
 
 
-def load_learner(checkpoint, device='cpu', chunks='', inner='', step=-1.0):
+def load_learner(checkpoint, device='cpu', chunks='', step=-1.0):
     """
-    load_model, with a token clock to learn by while reading: the one given, else the one it was trained with, else 128
-    tokens for the fastest level and four times as many for each one after it. step: the inner step size of all levels;
-    below 0 they keep what they learned.
+    load_model as a reader that learns while it reads (cms.py), on the token clock that is given, else the one it was
+    trained with, else 128 tokens for the fastest level and four times as many for each one after it. step: the inner
+    step size of all levels; below 0 they keep what they learned.
     """
     config = checkpoint['config']
     levels = build([Config], config)[0].n_level
     config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
-    config['cms_inner'] = inner or config['cms_inner']
     if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
         config['cms_topology'] = 'stacked'
     build([Config], config)                                     # what is wrong with these is said as such
     model = load_model(checkpoint, device)
     if step >= 0:
         model.log_step.data.fill_(math.log(step) if step else -math.inf)
-    return model
+    return Learner(model)
 
 
+# -----------------------------------------------------------------------------
+# memory files: the state of a reader that learns, and whose it is
+
+MEMORY_FORMAT = 'nested-learning-memory-2'
+
+
+def owner(checkpoint):
+    """Which model a memory file belongs to, {what: value}."""
+    weights = hashlib.sha256()
+    for name, p in checkpoint['model'].items():
+        if name != 'log_step':                                  # a step size is not part of who remembers
+            weights.update(p.contiguous().numpy().tobytes())
+    return {'mixer': checkpoint['config']['mixer'], 'step': checkpoint['step'], 'weights': weights.hexdigest()[:16]}
+
+
+def save_memory(path, whose, reader, tokens, state):
+    """
+    Write a Learner's state and the tokens that it has yet to read, whole or not at all. whose: what owner said.
+    UserError if what was learned is not finite.
+    """
+    if not all(x.isfinite().all() for x in state['delta'].values()):
+        raise UserError(f'what was learned is not finite, and {path} stays as it was; try a smaller --cms_step')
+
+    def copy(x):
+        """A view would be written with all that it is a view of."""
+        if isinstance(x, (list, dict)):
+            return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
+        return x.detach().clone() if torch.is_tensor(x) else x
+    state = copy({key: x for key, x in state.items() if key != 'trace'})
+    save_checkpoint(path, {'owner': whose, 'cms_chunks': reader.config.cms_chunks, 'next': tokens, 'state': state},
+                    MEMORY_FORMAT)
+
+
+def load_memory(path, whose, chunks='', device='cpu'):
+    """
+    What save_memory wrote, {'cms_chunks', 'next', 'state', ..}. UserError if it is not that owner's, or was kept on
+    another clock than chunks, where they are given.
+    """
+    saved = load_checkpoint(path, 'memory file', MEMORY_FORMAT, ('owner', 'cms_chunks', 'next', 'state'), device)
+    for what, value in whose.items():
+        if saved['owner'].get(what) != value:
+            raise UserError(f"{path} belongs to another model: its {what} is {saved['owner'].get(what)}, that of this "
+                            f'one is {value}')
+    if chunks not in ('', saved['cms_chunks']):
+        raise UserError(f"{path} was kept with --cms_chunks={saved['cms_chunks']}, not {chunks}")
+    return saved

@@ -7,13 +7,16 @@ everything here is compared with.
     logits, loss, state = model(idx, targets)             # idx, targets (B, T); logits (B, T, vocab_size)
     logits, loss, state = model(more, state=state)        # reads on: the state is all it remembers
 
+    for token, state in stream(reader, idx, 100): ...     # goes on from idx, a token (B,) at a time
+
+A reader is what is called like that: the model as it is, or cms.Learner(model), which learns while it reads.
+
     python model.py        parameters, FLOPs and state of each mixer; the cost of a token after 100 and after 4,000
 
 Does NOT include: dropout (small models on one pass over their data do not need it).
 
-Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A state is a list of L flat dicts of tensors.
+Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A model's state: L flat dicts of tensors.
 """
-import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -22,8 +25,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from attention import Attention
-from cli import UsageError, UserError, build, check, clock
-from cms import CMS, TOPOLOGIES, learn
+from cli import UsageError, UserError, build, check
+from cms import CMS, TOPOLOGIES, parse_clock
 from kernels import at_least_float32
 from memory import RECURRENT, Recurrent
 from titans import DEEP, DeepMemory
@@ -40,8 +43,8 @@ class Config:
     n_head: int = 4                     # heads per block, each with a memory of its own
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
-    mixer: str = 'hope'                 # hope | titans | ttt_mlp | ttt | gated_deltanet | deltanet | mamba2 | ... (README)
-    tile: int = 32                # tokens that a recurrent memory computes side by side; a matter of speed
+    mixer: str = 'hope'                 # hope | titans | ttt_mlp | ttt | gated_deltanet | mamba2 | ... (memory.py)
+    tile: int = 32                      # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     gate_floor: float = 0.0             # a write gate below it is closed, forgetting below a hundredth of it is none
     tie_head: bool = False              # use the embedding as the output head as well
@@ -61,10 +64,8 @@ class Config:
     cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8
     cms_chunks: str = ''                # tokens between two moves while reading, as in 64,256,1024,0 (0 = never)
     cms_topology: str = 'sequential'    # sequential | independent | nested | stacked (a level is a share of the depth)
-    cms_inner: str = 'gd'               # what moves them while reading: gd | dgd (erases as it writes)
     cms_step: float = 1.0               # their inner step size; it is learned if the model trains while it reads
     cms_clip: float = 1.0               # largest norm of a level's mean gradient while reading
-    cms_meta: str = 'first'             # training while reading: gradients of first | second order
     cms_truncate: int = 0               # ... and of the recurrent state are cut every so many chunks (0 = never)
 
     def __post_init__(self):
@@ -74,6 +75,7 @@ class Config:
         for name in ('n_hidden', 'memory_hidden'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(0 <= self.gate_floor < 0.5, f'--gate_floor must be at least 0 and below 0.5, not {self.gate_floor}')
+        check(self.mixer != 'gla', '--mixer=gla is now --mixer=mamba2')
         check(self.mixer in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, not '{self.mixer}'")
         check(self.n_embd % (2 * self.n_head) == 0,
               f'--n_embd must be a multiple of 2 x n_head = {2 * self.n_head}, not {self.n_embd}')
@@ -82,8 +84,7 @@ class Config:
               f'--projection_chunk={self.projection_chunk} must be a multiple of --memory_chunk={self.memory_chunk}')
         check(set(self.adaptive) <= set('kvqg'), f"--adaptive takes letters of kvqg, not '{self.adaptive}'")
         for name, choices in (('objective', ('dot', 'l2')), ('memory_read', ('after', 'start')),
-                              ('cms_topology', TOPOLOGIES), ('cms_inner', ('gd', 'dgd')),
-                              ('cms_meta', ('first', 'second'))):
+                              ('cms_topology', TOPOLOGIES)):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
         check(self.memory_read != 'start' or self.mixer not in DEEP or self.block_size > self.memory_chunk,
@@ -107,31 +108,29 @@ class Config:
 
     @property
     def n_level(self):
-        return max(len(clock('cms_periods', self.cms_periods, 1)), len(self.chunks))
+        return max(len(parse_clock('cms_periods', self.cms_periods, 1)), len(self.chunks))
 
     @property
     def periods(self):
-        periods = clock('cms_periods', self.cms_periods, 1)
+        periods = parse_clock('cms_periods', self.cms_periods, 1)
         return periods * self.n_level if len(periods) == 1 else periods
 
     @property
     def chunks(self):
-        return clock('cms_chunks', self.cms_chunks, 0) if self.cms_chunks else ()
+        return parse_clock('cms_chunks', self.cms_chunks, 0) if self.cms_chunks else ()
 
 
-# Sizes by name, with what train.py trains them by: its knobs and those above. On a GPU a memory has longer chunks, which
-# are fewer launches; a small hope reads text as well with them (results/speed.md). titans, which takes smaller steps in
-# longer chunks, was not tried
-PRESETS = {
-    # cpu: the defaults; 1.0 M parameters, minutes on two cores (README)
+# Sizes by name; what they are trained with is train.py's. On a GPU a memory has longer chunks, which are fewer
+# launches; a small hope reads text as well with them (results/speed.md). titans, which takes smaller steps in longer
+# chunks, was not tried
+SIZES = {
+    # cpu: the defaults; 1.0 M parameters
     'cpu': {},
-    # small: 28 M parameters, bytes, for one GPU; not measured yet
-    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256, batch_size=64,
-                  max_steps=5000, learning_rate=1e-3, warmup_steps=200, eval_every=500),
-    # gpt2: the size of GPT-2 124M, four times over 100 million tokens of web text; not measured yet
-    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, tile=64, memory_chunk=256, batch_size=256,
-                 grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250, data='fineweb',
-                 tokenizer='gpt2', vocab_size=50257, tie_head=True),
+    # small: 28 M parameters
+    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256),
+    # gpt2: the size of GPT-2 124M
+    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, tile=64, memory_chunk=256, vocab_size=50257,
+                 tie_head=True),
 }
 
 
@@ -196,11 +195,12 @@ class Hope(nn.Module):
         device = device or self.embed.weight.device
         return [block.mixer.init_state(batch_size, device) for block in self.blocks]
 
-    def forward(self, idx, targets=None, state=None, fast=None, weights=None):
+    def forward(self, idx, targets=None, state=None, weights=None, fast=None):
         """
         idx (B, T) token ids; targets (B, T) the ids that should follow, -1 where there is nothing to predict
-        state: as returned, or None to start empty; fast: weights of the streams' own, from cms.learn
+        state: as returned, or None to start empty
         weights (B, T) of the tokens in the loss, of mean 1; None: all alike
+        fast: MLP weights of each stream's own, from cms.learn
         returns logits (B, T, V), the mean loss in nats per token (None without targets), and the new state
         """
         assert idx.dim() == 2 and idx.shape[1] >= 1, f'idx must be (B, T) with T >= 1, got {tuple(idx.shape)}'
@@ -214,60 +214,22 @@ class Hope(nn.Module):
     def predict(self, x, targets, weights):
         """x (B, T, D) -> logits, loss. Apart, as torch.compile gives up forward where chunks interrupt its loop."""
         logits = at_least_float32(self.head(self.norm(x)))      # (B, T, D) -> (B, T, V)
-        loss = None
-        if targets is not None:
-            pair = logits.flatten(0, 1), targets.flatten()
-            if weights is None:
-                loss = F.cross_entropy(*pair, ignore_index=-1)
-            else:
-                loss = (F.cross_entropy(*pair, ignore_index=-1, reduction='none') * weights.flatten()).mean()
-        return logits, loss
+        return logits, self.loss(logits, targets, weights)
 
-    @torch.no_grad()
-    def read(self, idx, state=None, learning=False):
-        """
-        Read a prompt of any length, block_size tokens at a time -> logits of its last token (B, V), state. Learning
-        from it (cms.py), the state is that of cms.learn.
-        """
-        V = self.config.vocab_size
-        if idx.numel() == 0:
-            raise UserError('the prompt is empty; give at least one token')
-        if idx.min() < 0 or idx.max() >= V:
-            wrong = int(idx.max() if idx.max() >= V else idx.min())
-            raise UserError(f'token id {wrong} is outside the vocabulary of {V}')
-        for part in idx.split(self.config.block_size, dim=1):
-            if learning:
-                logits, state = learn(self, part, state)
-            else:
-                logits, _, state = self(part, state=state)
-        return logits[:, -1], state
-
-    @torch.no_grad()
-    def stream(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None,
-               state=None, learning=False):
-        """
-        Yield (next tokens (B,), the state before them) one by one. With a recurrent mixer a token costs the same
-        however long the text is.
-
-        temperature 0 takes the most likely token; top_k > 0 samples among the k most likely; top_p < 1 among the fewest
-        that together have this probability. Ends early once every row of the batch has produced stop_token.
-        """
-        stopped = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
-        for _ in range(max_new_tokens):
-            logits, state = self.read(idx, state, learning)                         # the prompt, then a token at a time
-            token = sample(logits, temperature, top_k, top_p, generator)            # (B, V) -> (B,)
-            if stop_token is not None:
-                token = token.masked_fill(stopped, stop_token)
-                stopped |= token == stop_token
-            yield token, state
-            if stop_token is not None and stopped.all():
-                return
-            idx = token[:, None]                                                    # (B, 1)
+    def loss(self, logits, targets, weights):
+        """The mean loss in nats per token of logits (B, T, V), as forward says; None without targets."""
+        if targets is None:
+            return None
+        pair = logits.flatten(0, 1), targets.flatten()
+        if weights is None:
+            return F.cross_entropy(*pair, ignore_index=-1)
+        return (F.cross_entropy(*pair, ignore_index=-1, reduction='none') * weights.flatten()).mean()
 
     def generate(self, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None,
                  state=None):
         """idx (B, T) -> idx with up to max_new_tokens more, (B, T + n); options as in stream."""
-        tokens = self.stream(idx, max_new_tokens, temperature, top_k, top_p, stop_token, generator, state)
+        check_ids(idx, self.config.vocab_size)
+        tokens = stream(self, idx, max_new_tokens, temperature, top_k, top_p, stop_token, generator, state)
         return torch.cat([idx] + [token[:, None] for token, _ in tokens], dim=1)
 
     def num_params(self):
@@ -280,20 +242,51 @@ class Hope(nn.Module):
         return 3 * (2 * weights + sum(block.mixer.flops(T) for block in self.blocks))
 
 
-def equal_model(mixer, knobs, parameters=None):
+# -----------------------------------------------------------------------------
+# reading and writing
+
+
+def check_ids(idx, vocab_size):
+    """UserError if there are no token ids, or ones that the model does not know. It waits for the device: ask once."""
+    if idx.numel() == 0:
+        raise UserError('the prompt is empty; give at least one token')
+    low, high = idx.min().item(), idx.max().item()
+    if low < 0 or high >= vocab_size:
+        raise UserError(f'token id {high if high >= vocab_size else low} is outside the vocabulary of {vocab_size}')
+
+
+@torch.no_grad()
+def read(reader, idx, state=None):
     """
-    The model with that memory and the knobs (a dict of Config's fields), and with about that many parameters: its MLPs
-    are as wide as brings it nearest.
+    Read a prompt (B, T) of any length, block_size tokens at a time -> logits of its last token (B, V), the reader's
+    state.
     """
-    config, = build([Config], {**knobs, 'mixer': mixer})
-    model = Hope(config)
-    if parameters:
-        per_unit = 3 * config.n_embd * config.n_layer
-        n_hidden = config.n_hidden + round((parameters - model.num_params()) / per_unit)
-        if n_hidden < 1:
-            raise UsageError(f'--n_hidden={config.n_hidden} is too small to give {mixer} {parameters:,} parameters')
-        model = Hope(build([Config], {**knobs, 'mixer': mixer, 'n_hidden': n_hidden})[0])
-    return model
+    for part in idx.split(reader.config.block_size, dim=1):
+        logits, _, state = reader(part, state=state)
+    return logits[:, -1], state
+
+
+@torch.no_grad()
+def stream(reader, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, stop_token=None, generator=None,
+           state=None):
+    """
+    Go on from idx (B, T): yield (next tokens (B,), the state before them) one by one. With a recurrent mixer a token
+    costs the same however long the text is.
+
+    temperature 0 takes the most likely token; top_k > 0 samples among the k most likely; top_p < 1 among the fewest
+    that together have this probability. Ends early once every row of the batch has produced stop_token.
+    """
+    stopped = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
+    for _ in range(max_new_tokens):
+        logits, state = read(reader, idx, state)                                # the prompt, then a token at a time
+        token = sample(logits, temperature, top_k, top_p, generator)            # (B, V) -> (B,)
+        if stop_token is not None:
+            token = token.masked_fill(stopped, stop_token)
+            stopped |= token == stop_token
+        yield token, state
+        if stop_token is not None and stopped.all():
+            return
+        idx = token[:, None]                                                    # (B, 1)
 
 
 def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
@@ -313,8 +306,24 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 
 
+def equal_model(mixer, knobs, parameters=None):
+    """
+    The model with that memory and the knobs (a dict of Config's fields), and with about that many parameters: its MLPs
+    are as wide as brings it nearest.
+    """
+    config, = build([Config], {**knobs, 'mixer': mixer})
+    model = Hope(config)
+    if parameters:
+        per_unit = 3 * config.n_embd * config.n_layer
+        n_hidden = config.n_hidden + round((parameters - model.num_params()) / per_unit)
+        if n_hidden < 1:
+            raise UsageError(f'--n_hidden={config.n_hidden} is too small to give {mixer} {parameters:,} parameters')
+        model = Hope(build([Config], {**knobs, 'mixer': mixer, 'n_hidden': n_hidden})[0])
+    return model
+
+
 def state_bytes(state):
-    """Bytes that a state holds, or what a memory of cms.learn keeps in lists and dicts."""
+    """Bytes of the tensors that a reader's state holds in its lists and dicts."""
     if torch.is_tensor(state):
         return state.numel() * state.element_size()
     parts = state.values() if isinstance(state, dict) else state if isinstance(state, list) else ()
@@ -335,12 +344,14 @@ def main():
         idx = torch.randint(256, (1, 4_000), generator=torch.Generator().manual_seed(0))
         times = []
         for context in (100, 4_000):
-            _, state = model.read(idx[:, :context])
-            start, n = time.perf_counter(), 5
-            for _ in model.stream(idx[:, :1], n, state=state):
+            _, state = read(model, idx[:, :context])
+            row += f'{state_bytes(state) / 1024:>9.0f} KiB'
+            tokens, n = stream(model, idx[:, :1], 6, state=state), 5
+            next(tokens)                                        # warms up
+            start = time.perf_counter()
+            for _ in tokens:
                 pass
             times.append((time.perf_counter() - start) / n * 1e3)
-            row += f'{state_bytes(state) / 1024:>9.0f} KiB'
         print(f'{mixer:<16}{model.num_params():>12,}{model.flops_per_token(512) / 1e6:>13.1f}  {row}'
               + ''.join(f'{t:8.1f}' for t in times))
 

@@ -1,7 +1,6 @@
 """
-Recall in miniature: multi-query associative recall (Arora 2023), the task on which memories differ most.
-
-A sequence shows key-value pairs, then asks for each of them once, in random order and at random gaps:
+Recall in miniature: a race in multi-query associative recall, the task on which memories differ most. A sequence shows
+key-value pairs, then asks for each of them once, in random order and at random gaps (tasks.py):
 
     k1 v1 k2 v2 ... kP vP  _ _ k2 v2 _ _ _ _ k1 v1 _ _          the value after each second k is to be predicted
 
@@ -25,10 +24,10 @@ from dataclasses import dataclass
 import torch
 
 from cli import build, check, one_line_errors, read_args, words
-from data import mqar
 from machine import compiled
 from model import MIXERS, Config, equal_model
 from optim import param_groups
+from tasks import Recall
 
 
 @dataclass
@@ -66,12 +65,14 @@ class Race:
 SMALL = dict(n_layer=2, n_head=1, n_embd=64)
 
 
-@torch.no_grad()
-def recall(model, length, n_pairs, keys, n_rows=64):
-    """Share of the values that the model names, over n_rows sequences that training does not see."""
-    x, y = mqar(n_rows, length, n_pairs, 2 * keys, torch.Generator().manual_seed(2**40))
-    asked = y >= 0
-    return (model(x)[0].argmax(-1)[asked] == y[asked]).float().mean().item()
+def pairs(race, times=1):
+    """The task with n_pairs / times pairs: keys are the first tokens, then come the values, and one for the gaps."""
+    return Recall(race.n_pairs // times, torch.arange(race.keys), torch.arange(race.keys, 2 * race.keys), 2 * race.keys)
+
+
+def share_right(task, model, length, n):
+    share, = task.report(model, length, batch_size=n, n=n).values()
+    return share
 
 
 def run(mixer, race, knobs, parameters):
@@ -85,24 +86,24 @@ def run(mixer, race, knobs, parameters):
     for step in range(1, race.max_steps + 1):
         for group in optimizer.param_groups:
             group['lr'] = race.learning_rate * min(step / 50, 1 - (step - 1) / race.max_steps) * group['lr_scale']
-        x, y = mqar(race.batch_size * times, race.length // times, race.n_pairs // times, 2 * race.keys, rng)
-        loss = step_model(x, y)[1]
+        task, length = pairs(race, times), race.length // times
+        idx, targets, weights = task.batch(race.batch_size * times, length, rng)
+        loss = step_model(idx, targets, weights=weights)[1]
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % race.eval_every == 0 or step == race.max_steps:
             # 99 % has to be told from 98 %: about 2,000 questions
-            n_pairs = race.n_pairs // times
-            share = recall(model, race.length // times, n_pairs, race.keys, n_rows=max(64, 2048 // n_pairs))
-            print(f'{mixer:<16} step {step:>6,} | pairs {n_pairs:>3} | loss {loss.item():.3f} '
+            share = share_right(task, model, length, max(64, 2048 // task.n_pairs))
+            print(f'{mixer:<16} step {step:>6,} | pairs {task.n_pairs:>3} | loss {loss.item():.3f} '
                   f'| recall {100 * share:5.1f} %', flush=True)
             if times == 1 and share >= 0.99:
                 learned = step
                 break
             if times > 1 and share >= 0.9:
                 times //= 2
-    longer = ''.join(f'{100 * recall(model, n * race.length, race.n_pairs, race.keys):8.1f}' for n in (1, 2, 4, 8))
+    longer = ''.join(f'{100 * share_right(pairs(race), model, n * race.length, 64):8.1f}' for n in (1, 2, 4, 8))
     return (f'{mixer:<16}{model.num_params():>12,}{learned or "-":>14}{longer}'
             f'{time.perf_counter() - start:>10.0f}')
 

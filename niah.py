@@ -29,6 +29,7 @@ import numpy as np
 import torch
 
 from cli import UserError
+from data import Text, prepare
 from tokenizer import encode, vocabulary
 
 NOUNS = '''acorn anvil apple badge barn basil bell birch boat brick bridge broom cabin candle canoe cello chalk cliff
@@ -77,16 +78,18 @@ class Example:
 
 class Needles:
     """
-    Examples of the six tasks, and batches of them to train on.
+    Examples of the six tasks, and rows of them to train on (the protocol of tasks.py).
 
     enc     the tiktoken.Encoding that lengths are counted in
     text    1-D array of token ids to cut haystacks from, at any word; one that reaches its end goes on from its start.
             Ends of text in it are left out: a model may take one as the word to forget what was before
     form    'short' or 'full'
     """
+    is_text = False                     # a training loss is mostly of answers
+
     def __init__(self, enc, text, form='short'):
         assert form in FORMS, f'form is one of {list(FORMS)}, not {form}'
-        self.enc, self.form = enc, FORMS[form]
+        self.enc, self.form, self.text = enc, FORMS[form], Text(text)
         text = text[text != enc.eot_token]
         # needles go where a word begins, in the noise where its line does
         begins = np.array([word[:1] in (b' ', b'\n') for word in vocabulary(enc)])[text]
@@ -111,8 +114,9 @@ class Needles:
             return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(n)]
         return [f'{rng.getrandbits(4 * digits):0{digits}x}' for _ in range(n)]
 
-    def longest(self):
-        """Tokens that are enough for an example of any task."""
+    @functools.cached_property
+    def shortest(self):
+        """Tokens of a row that has room for an example of any task."""
         return max(self.draw(task, random.Random(i)).n_tokens() for task in TASKS for i in range(100))
 
     @functools.cache
@@ -146,7 +150,7 @@ class Needles:
         answer = f" {golds[0]}{''.join(more)}."
         return Example(needles, self.tokens(question), self.tokens(answer), golds, depths[:len(golds)])
 
-    def cut(self, haystack, n, rng):
+    def hay(self, haystack, n, rng):
         """n tokens of a haystack, from the start of a word on, and the places in them at which a needle may go."""
         text, first, starts = self.haystacks[haystack]
         where = (starts[rng.randrange(len(starts))] + np.arange(n)) % len(text)
@@ -154,7 +158,7 @@ class Needles:
 
     def hide(self, task, example, n_hay, rng):
         """Give an Example its prompt, with n_hay tokens of haystack."""
-        hay, places = self.cut(TASKS[task].haystack, n_hay, rng)
+        hay, places = self.hay(TASKS[task].haystack, n_hay, rng)
         parts, end = [[self.enc.eot_token]], 0
         for depth, needle in sorted(example.needles, key=lambda needle: needle[0]):
             place = places[np.abs(places - depth * n_hay).argmin()]
@@ -210,39 +214,65 @@ class Needles:
         values, told = dict(zip(self.keys(n_keys, rng), self.values(kind, n_keys, rng))), set()
         while n > 0:
             key = rng.choice(list(values))
-            hay = self.cut('text', int(gap ** rng.random()) - 1, rng)[0]
+            hay = self.hay('text', int(gap ** rng.random()) - 1, rng)[0]
             cue, value = self.tokens(f' The secret {kind} of {key} is'), self.tokens(f' {values[key]}.')
             parts += [(hay, False), (cue, False), (value, key in told)]
             n -= len(hay) + len(cue) + len(value)
             told.add(key)
         return parts
 
-    def batch(self, batch_size, block_size, generator, progress=1.0):
+    def batch(self, n, T, generator, progress=1.0):
         """
         Rows to train on: text, drills, and examples of the tasks at random lengths, by the shares in ROWS; before that,
         by progress (the share of training that is done), the lessons.
-        -> x, y (batch_size, block_size) int64, weights (batch_size, block_size) float32 of mean 1: answers together
-        weigh ANSWERS_WEIGH, all else the rest. A row depends on generator and progress alone.
+        -> idx, targets (n, T) int64, weights (n, T) float32 of mean 1: answers together weigh ANSWERS_WEIGH, all else
+        the rest. A row depends on generator and progress alone.
         """
         rows, marks = [], []
         n_keys = next((2 ** i for i, end in enumerate(LESSONS) if progress < end), 0)
-        for seed in torch.randint(2 ** 62, (batch_size,), generator=generator).tolist():
+        for seed in torch.randint(2 ** 62, (n,), generator=generator).tolist():
             rng = random.Random(seed)
             kind, = ['drill'] if n_keys else rng.choices(list(ROWS), ROWS.values())
             parts = [(np.array([self.enc.eot_token]), False)]
             if kind == 'tasks':
-                parts += self.task_row(block_size, rng)
+                parts += self.task_row(T, rng)
             if kind == 'drill':
-                parts += self.drill_row(block_size, rng, n_keys)
-            left = block_size + 1 - sum(len(tokens) for tokens, _ in parts)
-            parts.append((self.cut('text', max(0, left), rng)[0], False))
-            rows.append(np.concatenate([tokens for tokens, _ in parts])[:block_size + 1])
-            marks.append(np.concatenate([np.full(len(tokens), answer) for tokens, answer in parts])[1:block_size + 1])
+                parts += self.drill_row(T, rng, n_keys)
+            left = T + 1 - sum(len(tokens) for tokens, _ in parts)
+            parts.append((self.hay('text', max(0, left), rng)[0], False))
+            rows.append(np.concatenate([tokens for tokens, _ in parts])[:T + 1])
+            marks.append(np.concatenate([np.full(len(tokens), answer) for tokens, answer in parts])[1:T + 1])
         rows, marks = torch.from_numpy(np.stack(rows).astype(np.int64)), torch.from_numpy(np.stack(marks))
         share = marks.float().mean()
         weights = torch.where(marks, ANSWERS_WEIGH / share, (1 - ANSWERS_WEIGH) / (1 - share))
         weights = weights / weights.mean()                          # should there be no answer at all
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), weights
+
+    def held_out(self, n, T, generator):
+        """Windows of the text as it is: what the training costs in language."""
+        return self.text.held_out(n, T, generator)
+
+    @torch.no_grad()
+    def report(self, reader, T, batch_size, n=20):
+        """{task: share of n examples of T tokens, answer included, whose answer the reader predicts token by token}."""
+        shares, device = {}, next(reader.parameters()).device
+        for task in TASKS:
+            rows, lengths = [], []
+            for i in range(n):
+                rng = random.Random(f'recall {task} {i}')
+                example = self.draw(task, rng)
+                n_hay = T + 1 - example.n_tokens()
+                if n_hay >= 0:
+                    prompt = self.hide(task, example, n_hay, rng).prompt
+                    rows.append(torch.from_numpy(np.append(prompt, example.answer)))
+                    lengths.append(len(example.answer))
+            right = []
+            for part in torch.stack(rows).to(device).split(batch_size) if rows else ():
+                hit = reader(part[:, :-1])[0].argmax(-1) == part[:, 1:]                             # (batch_size, T)
+                right += [row[-lengths[len(right) + j]:].all().item() for j, row in enumerate(hit)]
+            if right:
+                shares[task] = sum(right) / len(right)
+        return shares
 
 
 # -----------------------------------------------------------------------------
@@ -266,35 +296,11 @@ def oracle(text):
     return ', '.join(value for key, value in needles if key in asked)
 
 
-@torch.no_grad()
-def recall(model, needles, length, n, batch_size):
-    """{task: share of n examples of that length, answer included, whose answer the model predicts token by token}."""
-    shares, device = {}, model.embed.weight.device
-    for task in TASKS:
-        rows, lengths = [], []
-        for i in range(n):
-            rng = random.Random(f'recall {task} {i}')
-            example = needles.draw(task, rng)
-            n_hay = length + 1 - example.n_tokens()
-            if n_hay >= 0:
-                prompt = needles.hide(task, example, n_hay, rng).prompt
-                rows.append(torch.from_numpy(np.append(prompt, example.answer)))
-                lengths.append(len(example.answer))
-        right = []
-        for part in torch.stack(rows).to(device).split(batch_size) if rows else ():
-            hit = model(part[:, :-1])[0].argmax(-1) == part[:, 1:]
-            right += [row[-lengths[len(right) + j]:].all().item() for j, row in enumerate(hit)]
-        if right:
-            shares[task] = sum(right) / len(right)
-    return shares
-
-
 # -----------------------------------------------------------------------------
 # python niah.py
 
 
 def main():
-    from data import prepare
     _, text, enc, _ = prepare('english', quiet=True)
     needles = Needles(enc, text)
     for task in TASKS:

@@ -3,19 +3,15 @@ Optimizers as memories. Read from top to bottom as one argument: an optimizer is
 the stream of gradients, and every optimizer is a choice of what it stores, against which objective, by which rule
 (paper: "Optimizers as Learning Modules").
 
-    Momentum                    stores gradients, without keys
-    PreconditionedMomentum      stores the map from gradients to a preconditioner
-    AdamW                       the same, element by element
-    DeltaMomentum               erases what it holds along a gradient before it writes that gradient
-    DeepMomentum                is an MLP that learns online which update suits a gradient
-    Muon                        reads a momentum through a non-linearity, Newton-Schulz
-    DGD                         makes the layer itself an L2 memory of its inputs
-    M3                          two memories with different clocks, both read through Newton-Schulz
+    class                           what it stores
+    Momentum, DeltaMomentum         gradients, under no key; along a new one, the second makes room for it
+    PreconditionedMomentum, AdamW   the map from gradients to a preconditioner, the second element by element
+    DeepMomentum                    an MLP that learns online which update suits a gradient
+    Muon, M3                        one momentum, or two with different clocks, read through a non-linearity
+    DGD                             in the layer itself, what to answer to its inputs
 
     python optim.py             two races: the paper's toy surface, and a stream of orthogonal tasks
-    python train.py --optimizer=m3
-
-Training with --optimizer=adamw uses torch.optim.AdamW: the numbers of the AdamW here, in one fused kernel.
+    python train.py --optimizer=m3      (adamw there is torch's, the numbers of the AdamW here in one fused kernel)
 
 Does NOT include: learning-rate schedules (train.py), closures that ask for several gradients, sparse gradients.
 
@@ -33,7 +29,7 @@ import math
 
 import torch
 
-from kernels import at_least_float32, newton_schulz
+from kernels import at_least_float32
 
 
 def matrix(x):
@@ -41,28 +37,28 @@ def matrix(x):
     return x.flatten(1) if x.dim() > 1 else x.reshape(1, -1)
 
 
-class Memory(torch.optim.Optimizer):
+class MatrixOptimizer(torch.optim.Optimizer):
     """
-    What the optimizers share. A subclass says what it stores for a parameter (`start`) and its learning rule
-    (`update`); parameters of one shape that have moved equally often are stacked: a rule is a few batched products.
-    W <- W - lr weight_decay W - lr U, with U from the rule. Only parameters that have a gradient move.
+    What the optimizers share: W <- W - lr weight_decay W - lr U for every parameter that has a gradient. Parameters of
+    one shape that have moved equally often are stacked: a rule is a few batched products. A subclass names its knobs,
+    what it stores (or overrides `start`), and has the learning rule, update(G, W, s, t, o) -> U, s:
+
+    G, W, U (n, rows, cols), U moves W; s what is stored, each (n, *shape in start); t 1 at the first gradient; o knobs
     """
-    def __init__(self, params, **knobs):
+    stores = ('m',)
+
+    def __init__(self, params, **given):
+        knobs = {**self.knobs, 'weight_decay': 0.0, **given}
+        assert len(knobs) == len(self.knobs) + 1, f"knobs are {', '.join(self.knobs)} and weight_decay, not {given}"
         for name, x in knobs.items():
             most = 1 if name in ('momentum', 'average', 'beta1', 'beta2', 'beta3') else math.inf
             assert 0 <= x < most, f'{name} must be at least 0 and below {most}, not {x}'
+            assert name != 'every' or x == int(x) >= 1, f'{name} must be a whole number of steps from 1, not {x}'
         super().__init__(params, knobs)
 
     def start(self, G):
-        """G (rows, cols) -> what is stored before the first gradient, {name: tensor}."""
-        return {'m': torch.zeros_like(G)}
-
-    def update(self, G, W, s, t, o):
-        """
-        The learning rule. G, W (n, rows, cols); s what is stored, each (n, *shape in start); t 1 at the first gradient;
-        o the group's knobs. returns U (n, rows, cols), what moves W, and what is stored now
-        """
-        raise NotImplementedError
+        """G (rows, cols), a parameter's -> what is stored before the first gradient, {name: tensor}."""
+        return {name: torch.zeros_like(G) for name in self.stores}
 
     def stored(self, p):
         if not self.state[p]:
@@ -80,8 +76,7 @@ class Memory(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure=None):
         """Move every parameter that has a gradient. closure, as in torch.optim, computes the loss that is returned."""
-        with torch.enable_grad():
-            loss = closure() if closure else None
+        loss = torch.enable_grad()(closure)() if closure else None
         for group in self.param_groups:
             stacks = {}
             for p in group['params']:
@@ -108,24 +103,23 @@ class Memory(torch.optim.Optimizer):
 
 
 # -----------------------------------------------------------------------------
-# linear memories of gradients
+# memories of gradients: linear, deep, and read through a non-linearity
 
 
-class Momentum(Memory):
+class Momentum(MatrixOptimizer):
     """
     stores      the gradients' values, under no key (paper: "Momentum", value-less or key-less memory)
     objective   min_m  -<m, G> + (1 - momentum) / 2 |m|^2
     rule        one step of gradient descent on it: m <- momentum m + G
     """
-    def __init__(self, params, lr=0.1, momentum=0.9, weight_decay=0.0):
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    knobs = dict(lr=0.1, momentum=0.9)
 
     def update(self, G, W, s, t, o):
         m = o['momentum'] * s['m'] + G
         return m, {'m': m}
 
 
-class PreconditionedMomentum(Memory):
+class PreconditionedMomentum(MatrixOptimizer):
     """
     stores      a map from gradients to P, here P = (average of G G^T)^-1/2 (paper: appendix on AdaGrad, outer products)
     objective   min_m  -<m G^T, P> + (1 - momentum) / 2 |m|^2
@@ -133,8 +127,7 @@ class PreconditionedMomentum(Memory):
 
     With average = 0 only the last gradient counts and P G is orthogonal: what Muon's Newton-Schulz approximates.
     """
-    def __init__(self, params, lr=4e-3, momentum=0.9, average=0.95, eps=1e-6, weight_decay=0.0):
-        super().__init__(params, lr=lr, momentum=momentum, average=average, eps=eps, weight_decay=weight_decay)
+    knobs = dict(lr=4e-3, momentum=0.9, average=0.95, eps=1e-6)
 
     def start(self, G):
         return {'m': torch.zeros_like(G), 'H': G.new_zeros(len(G), len(G))}
@@ -150,7 +143,7 @@ class PreconditionedMomentum(Memory):
         return m, {'m': m, 'H': H}
 
 
-class AdamW(Memory):
+class AdamW(MatrixOptimizer):
     """
     stores      element by element, a map from gradients to the size they usually have
     objective   min_a  sum_i (a g_i - P)^2 + eps a^2  for each element, with P = sqrt(sum of g_i^2)
@@ -158,11 +151,7 @@ class AdamW(Memory):
 
     paper: sums over all gradients    here: decaying averages, corrected for their start    because that is Adam
     """
-    def __init__(self, params, lr=4e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0):
-        super().__init__(params, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay)
-
-    def start(self, G):
-        return {'m': torch.zeros_like(G), 'v': torch.zeros_like(G)}
+    knobs, stores = dict(lr=4e-3, beta1=0.9, beta2=0.95, eps=1e-8), ('m', 'v')
 
     def update(self, G, W, s, t, o):
         m, v = s['m'].lerp(G, 1 - o['beta1']), s['v'].lerp(G.square(), 1 - o['beta2'])
@@ -170,18 +159,16 @@ class AdamW(Memory):
         return U, {'m': m, 'v': v}
 
 
-class DeltaMomentum(Memory):
+class DeltaMomentum(MatrixOptimizer):
     """
     stores      a map from gradients to what was written at them; what is held along a new gradient makes room for it
     objective   min_m  erase / 2 |m E^T|^2 - <m, G> + (1 - momentum) / 2 |m|^2,  with E = G / |G|
     rule        one step of gradient descent: m <- m (momentum I - erase E^T E) + G
 
-    For a vector E^T E is of rank one, the delta rule. momentum may be near 1: old gradients then fade only where new
-    ones speak.
+    For a vector this is the delta rule. momentum may be near 1: old gradients then fade only where new ones speak.
     paper: m (alpha I - G^T G) - eta P G    here: E, and a rate of its own    because erasing more than all diverges
     """
-    def __init__(self, params, lr=0.1, momentum=0.9, erase=0.5, weight_decay=0.0):
-        super().__init__(params, lr=lr, momentum=momentum, erase=erase, weight_decay=weight_decay)
+    knobs = dict(lr=0.1, momentum=0.9, erase=0.5)
 
     def update(self, G, W, s, t, o):
         E = G / G.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-12)
@@ -191,11 +178,7 @@ class DeltaMomentum(Memory):
         return m, {'m': m}
 
 
-# -----------------------------------------------------------------------------
-# a deep memory of gradients
-
-
-class DeepMomentum(Memory):
+class DeepMomentum(MatrixOptimizer):
     """
     stores      an MLP, shared by the parameters of a shape, from an element's gradient and momentum to its update
     objective   min_MLP  -mean of MLP(x_t) G_{t+1} + decay / (2 inner_lr) |W2|^2: would more have lowered the loss?
@@ -205,18 +188,14 @@ class DeepMomentum(Memory):
     is over a sample of the elements. Parameters that always move together share one MLP.
     paper: <MLP(G), 1>    here: the next gradient in the place of 1    because 1 lowers the output, not the loss
     """
+    knobs = dict(lr=4e-3, momentum=0.9, average=0.95, inner_lr=0.1, decay=0.01)
     UNITS, SAMPLE = 4, 1024                     # hidden units; elements of a parameter that it learns from
-
-    def __init__(self, params, lr=4e-3, momentum=0.9, average=0.95, inner_lr=0.1, decay=0.01, weight_decay=0.0):
-        super().__init__(params, lr=lr, momentum=momentum, average=average, inner_lr=inner_lr, decay=decay,
-                         weight_decay=weight_decay)
 
     def start(self, G):
         angles = torch.arange(self.UNITS, dtype=G.dtype, device=G.device) * math.pi / self.UNITS
         x = self.sample(G.new_zeros(2, G.numel())).clone()                                      # (2, up to SAMPLE)
         return {'m': torch.zeros_like(G), 'v': G.new_zeros(1, 1), 'x': x,
-                'W1': torch.stack([angles.cos(), angles.sin()], dim=1),
-                'W2': G.new_zeros(self.UNITS)}
+                'W1': torch.stack([angles.cos(), angles.sin()], dim=1), 'W2': G.new_zeros(self.UNITS)}
 
     def sample(self, x):
         """x (.., n) -> elements at equal distances, SAMPLE of them at most."""
@@ -241,52 +220,90 @@ class DeepMomentum(Memory):
         return U.view_as(G), {'m': m, 'v': v, 'x': seen, 'W1': W1, 'W2': W2}
 
 
-# -----------------------------------------------------------------------------
-# a non-linear read: orthogonal updates
-
-
-def orthogonal(M):
-    """M (n, rows, cols) -> its singular vectors alone, (n, rows, cols)."""
+def newton_schulz(M, steps=5, dtype=torch.bfloat16):
+    """
+    M (.., rows, cols) with its singular values brought near 1, its singular vectors kept: the nearest orthogonal
+    matrix, up to about 0.3 per singular value; 0 stays 0. Each step is an odd polynomial of M, steep at 0, so that five
+    suffice (Keller Jordan's Muon has the coefficients), and bfloat16 is enough once M is of size 1.
+    """
     assert min(M.shape[-2:]) > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
-    return newton_schulz(M, dtype=torch.bfloat16)
+    tall = M.shape[-2] > M.shape[-1]
+    X = M.mT if tall else M                                         # the smaller Gram matrix is (m, m)
+    X = (X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
+    for _ in range(steps):
+        A = X @ X.mT                                                # (.., m, n) x (.., n, m) -> (.., m, m)
+        X = 3.4445 * X + (2.0315 * A @ A - 4.775 * A) @ X           # a X + b A X + c A^2 X
+    return (X.mT if tall else X).to(M.dtype)
 
 
 def large_as_adam(M):
     """The same with elements of root mean square 0.2, about that of AdamW's updates."""
-    return 0.2 * math.sqrt(max(M.shape[-2:])) * orthogonal(M)
+    return 0.2 * math.sqrt(max(M.shape[-2:])) * newton_schulz(M)
 
 
-class Muon(Memory):
+class Muon(MatrixOptimizer):
     """
     stores      a momentum: the decaying average of gradients
     objective   its read O = argmin |O^T O - I|^2 near m: the closest matrix whose directions all count alike
-    rule        five Newton-Schulz steps (kernels.py). As torch.optim.Muon with adjust_lr_fn='match_rms_adamw'
+    rule        five Newton-Schulz steps. As torch.optim.Muon with adjust_lr_fn='match_rms_adamw'
     """
-    def __init__(self, params, lr=4e-3, momentum=0.95, weight_decay=0.0):
-        super().__init__(params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    knobs = dict(lr=4e-3, momentum=0.95)
 
     def update(self, G, W, s, t, o):
         m = s['m'].lerp(G, 1 - o['momentum'])
         return large_as_adam(G.lerp(m, o['momentum'])), {'m': m}                # Nesterov: a look ahead
 
 
+class M3(MatrixOptimizer):
+    """
+    stores      two momenta, one that follows and one that keeps, and v (paper: "Multi-scale Momentum Muon")
+    objective   Muon's, for both; the slow one is read once per `every` steps, and that read is used until the next
+    rule        U = (NS(m1) + slow NS(m2)) / sqrt(v)
+
+    paper: sums                   here: decaying averages           because NS(m2) of sums is a stale NS(m1)
+    paper: U as it comes          here: root mean square 0.2        because U grows as 1 / |G|, and is largest at once
+    paper: a small eps            here: a tenth of v's mean         because what hardly has a gradient would move most
+    literal=True is Algorithm 1 as printed: beta1, beta3, beta2 weigh the sums m1, m2, v; it takes a small eps
+    """
+    knobs = dict(lr=4e-3, beta1=0.95, beta2=0.95, beta3=0.99, slow=0.5, every=8, eps=0.1, literal=False)
+    stores = ('m1', 'm2', 'v', 'o2')
+
+    def update(self, G, W, s, t, o):
+        # the slow read is of the steps before this one: of the whole chunks that are over
+        read = newton_schulz if o['literal'] else large_as_adam
+        o2 = read(s['m2']) if t % o['every'] == 1 % o['every'] else s['o2']
+        if o['literal']:
+            m1, m2 = s['m1'] + o['beta1'] * G, s['m2'] + o['beta3'] * G
+            v = s['v'] + o['beta2'] * G.square()
+            U = (read(m1) + o['slow'] * o2) / (v + o['eps']).sqrt()
+        else:
+            m1, m2 = s['m1'].lerp(G, 1 - o['beta1']), s['m2'].lerp(G, 1 - o['beta3'])
+            v = s['v'].lerp(G.square(), 1 - o['beta2'])
+            usual = v.mean(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+            U = (read(m1) + o['slow'] * o2) / (v / usual + o['eps']).sqrt()
+            U = 0.2 * U / U.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-3)
+        return U, {'m1': m1, 'm2': m2, 'v': v, 'o2': o2}
+
+
 # -----------------------------------------------------------------------------
 # the layer itself as an L2 memory
 
 
-class DGD(Memory):
+class DGD(MatrixOptimizer):
     """
     stores      in the layer W: what it should answer to its input x, u = -dL/dy (paper: "Delta Gradient Descent")
     objective   min_W  1/2 |W x - u|^2 + 1/(2 lr) |W - W_t|^2;  plain gradient descent is -<W x, u> in the place of it
     rule        its exact solution W_t (I - lr' x x^T) - lr' dL/dy x^T,  lr' = lr / (1 + lr |x|^2), averaged over tokens
 
     layers are the nn.Linear whose inputs are watched by hooks; parameters of other kinds get plain gradient descent.
-    The hooks also weigh each token's part of the gradient by lr' / lr, so .grad is what the rule needs. Clipping it, as
-    train.py does, shortens what is written and not what is erased.
+    The hooks also weigh each token's part of the gradient by lr' / lr = 1 / (1 + lr |x|^2), so .grad is what the rule
+    needs. Clipping it, as train.py does, shortens what is written and not what is erased.
     paper: lr' = lr / (1 + lr)    here: |x|^2 counts    because the former solves it for inputs of norm 1 alone
     """
-    def __init__(self, params, layers, lr=0.1, weight_decay=0.0):
-        super().__init__(params, lr=lr, weight_decay=weight_decay)
+    knobs = dict(lr=0.1)
+
+    def __init__(self, params, layers, **given):
+        super().__init__(params, **given)
         for layer in layers:
             assert self.lr_of(layer.weight) is not None, 'DGD watches a layer whose weight it does not move'
             layer.register_forward_hook(self.watch)
@@ -299,8 +316,6 @@ class DGD(Memory):
 
     def watch(self, layer, inputs, y):
         """After layer(x): the same y, with a backward pass that tells what the rule needs to know."""
-        if not (y.requires_grad and layer.weight.requires_grad):
-            return y
         return Watched.apply(inputs[0], layer.weight, layer.bias, y.detach(), self.lr_of(layer.weight),
                              self.stored(layer.weight))
 
@@ -310,10 +325,7 @@ class DGD(Memory):
 
 
 class Watched(torch.autograd.Function):
-    """
-    y = x W^T + bias, computed already. Backward weighs each token's part of W's gradient by lr' / lr, which is
-    1 / (1 + lr |x|^2), and gathers x x^T, so weighed, where the optimizer stores it.
-    """
+    """y = x W^T + bias, computed already. Backward weighs W's gradient, and gathers x x^T, so weighed, for the rule."""
     @staticmethod
     def forward(ctx, x, W, bias, y, lr, stored):
         ctx.save_for_backward(x, W)
@@ -332,48 +344,6 @@ class Watched(torch.autograd.Function):
 
 
 # -----------------------------------------------------------------------------
-# two clocks
-
-
-class M3(Memory):
-    """
-    stores      two momenta, one that follows and one that keeps, and v (paper: "Multi-scale Momentum Muon")
-    objective   Muon's, for both; the slow one is read once per `every` steps, and that read is used until the next
-    rule        U = (NS(m1) + slow NS(m2)) / sqrt(v)
-
-    paper: sums                   here: decaying averages           because NS(m2) of sums is a stale NS(m1)
-    paper: U as it comes          here: root mean square 0.2        because U grows as 1 / |G|, and is largest at once
-    paper: a small eps            here: a tenth of v's mean         because what hardly has a gradient would move most
-    literal=True is Algorithm 1 as printed, with its beta1, beta3 and beta2 as weights of the sums m1, m2 and v; take a
-    small eps then
-    """
-    def __init__(self, params, lr=4e-3, beta1=0.95, beta2=0.95, beta3=0.99, slow=0.5, every=8, eps=0.1, literal=False,
-                 weight_decay=0.0):
-        assert every >= 1 and every == int(every), f'every must be a whole number of steps from 1, not {every}'
-        super().__init__(params, lr=lr, beta1=beta1, beta2=beta2, beta3=beta3, slow=slow, every=every, eps=eps,
-                         literal=literal, weight_decay=weight_decay)
-
-    def start(self, G):
-        return {name: torch.zeros_like(G) for name in ('m1', 'm2', 'v', 'o2')}
-
-    def update(self, G, W, s, t, o):
-        # the slow read is of the steps before this one: of the whole chunks that are over
-        read = orthogonal if o['literal'] else large_as_adam
-        o2 = read(s['m2']) if t % o['every'] == 1 % o['every'] else s['o2']
-        if o['literal']:
-            m1, m2 = s['m1'] + o['beta1'] * G, s['m2'] + o['beta3'] * G
-            v = s['v'] + o['beta2'] * G.square()
-            U = (read(m1) + o['slow'] * o2) / (v + o['eps']).sqrt()
-        else:
-            m1, m2 = s['m1'].lerp(G, 1 - o['beta1']), s['m2'].lerp(G, 1 - o['beta3'])
-            v = s['v'].lerp(G.square(), 1 - o['beta2'])
-            usual = v.mean(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
-            U = (read(m1) + o['slow'] * o2) / (v / usual + o['eps']).sqrt()
-            U = 0.2 * U / U.square().mean(dim=(-2, -1), keepdim=True).sqrt().clamp(min=1e-3)
-        return U, {'m1': m1, 'm2': m2, 'v': v, 'o2': o2}
-
-
-# -----------------------------------------------------------------------------
 # who moves which parameter
 
 MATRIX = {'muon': Muon, 'm3': M3, 'momentum': Momentum, 'delta_momentum': DeltaMomentum,
@@ -389,8 +359,8 @@ def param_groups(model, weight_decay, start_lr):
     that is learned as fast as the projections answers every key alike before there is anything to recall. The first two
     decay. A module says in `groups`, {name of its parameter: group}, what the shape of a parameter does not tell.
     """
-    groups = {name: {'params': [], 'weight_decay': decay, 'lr_scale': scale} for name, decay, scale in
-              (('matrix', weight_decay, 1.0), ('head', weight_decay, 1.0), ('vector', 0.0, 1.0), ('start', 0.0, start_lr))}
+    groups = {name: {'params': [], 'weight_decay': decay, 'lr_scale': scale} for name, decay, scale in (
+        ('matrix', weight_decay, 1.0), ('head', weight_decay, 1.0), ('vector', 0.0, 1.0), ('start', 0.0, start_lr))}
     said = {f'{prefix}.{name}'.lstrip('.'): group for prefix, module in model.named_modules()
             for name, group in getattr(module, 'groups', {}).items()}
     for name, p in model.named_parameters():
@@ -399,57 +369,55 @@ def param_groups(model, weight_decay, start_lr):
     return [group for group in groups.values() if group['params']]
 
 
-def optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
+def make_optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
     """
     The optimizer of that name for the hidden matrices, and AdamW for the rest: a list, to step one after the other.
     lr that of AdamW; matrix_lr of the other, 0 for its default. Each step shrinks weights alike, by lr weight_decay.
     """
     assert name in NAMES, f"optimizer must be one of {', '.join(NAMES)}, not {name!r}"
-    groups = param_groups(model, weight_decay, start_lr)
-    memory = []
+    optimizers, groups = [], param_groups(model, weight_decay, start_lr)
     if name != 'adamw':
         hidden, *groups = groups
-        if name == 'dgd':
-            moved = set(hidden['params'])
-            memory = [DGD([hidden], [layer for layer in model.modules() if getattr(layer, 'weight', None) in moved])]
-        else:
-            memory = [MATRIX[name]([hidden])]
-        matrix_lr = matrix_lr or memory[0].defaults['lr']
-        hidden = memory[0].param_groups[0]
-        hidden.update(lr=matrix_lr, lr_scale=matrix_lr / lr, weight_decay=weight_decay * lr / matrix_lr)
-    return [*memory, torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
+        layers = [layer for layer in model.modules() if getattr(layer, 'weight', None) in set(hidden['params'])]
+        optimizers = [DGD([hidden], layers) if name == 'dgd' else MATRIX[name]([hidden])]
+        matrix_lr = matrix_lr or optimizers[0].defaults['lr']
+        decay = weight_decay * lr / matrix_lr
+        optimizers[0].param_groups[0].update(lr=matrix_lr, lr_scale=matrix_lr / lr, weight_decay=decay)
+    return [*optimizers, torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]
 
 
 # -----------------------------------------------------------------------------
 # python optim.py
 
-
-def surface(p, k=5.0, a=0.5, w=2.0):
-    """The paper's toy surface psi(r, theta) at p = (x, y), lowest at the origin. It does not name its constants."""
-    r, theta = p.norm(), torch.atan2(p[1], p[0])
-    return r ** 2 + k * (r - theta + a * torch.sin(w * r)) ** 2
+# name: (kind, its learning rate in the stream of tasks)
+RIVALS = {'Momentum': (Momentum, 0.1), 'Momentum, 0.6': (lambda p, lr: Momentum(p, lr=lr, momentum=0.6), 0.1),
+          'DeltaMomentum': (DeltaMomentum, 0.1), 'DeepMomentum': (DeepMomentum, 0.03)}
 
 
-RIVALS = {'Momentum': Momentum, 'Momentum, 0.6': lambda p, lr: Momentum(p, lr, momentum=0.6),
-          'DeltaMomentum': DeltaMomentum, 'DeepMomentum': DeepMomentum}
+def descend(optimizer, loss, steps):
+    """So many steps down loss(), with a learning rate that falls to 0."""
+    lr = optimizer.defaults['lr']
+    for step in range(steps):
+        optimizer.param_groups[0]['lr'] = lr * (1 - step / steps)
+        optimizer.zero_grad()
+        loss().backward()
+        optimizer.step()
 
 
-def race_to_origin(steps=300):
+def race_to_origin(steps=300, rates=(0.01, 0.02, 0.04)):
+    """The paper's toy surface psi(r, theta), lowest at the origin. It names no constants: 5, 0.5 and 2 here."""
+    def surface(p):
+        r, theta = p.norm(), torch.atan2(p[1], p[0])
+        return r ** 2 + 5 * (r - theta + torch.sin(2 * r) / 2) ** 2
+
     print(f'the toy surface from (-3.5, 2): distance to the lowest point after {steps} steps, lr falling to 0')
-    rates = (0.01, 0.02, 0.04)
-    print(f"{'':<24}" + ''.join(f'{f"lr {lr}":>10}' for lr in rates))
-    for name, kind in {**RIVALS, 'DeepMomentum, no MLP': lambda p, lr: DeepMomentum(p, lr, inner_lr=0.0)}.items():
-        distances = []
-        for lr in rates:
-            p = torch.nn.Parameter(torch.tensor([-3.5, 2.0]))
-            optimizer = kind([p], lr)
-            for step in range(steps):
-                optimizer.param_groups[0]['lr'] = lr * (1 - step / steps)
-                optimizer.zero_grad()
-                surface(p).backward()
-                optimizer.step()
-            distances.append(p.detach().norm().item())
-        print(f'{name:<24}' + ''.join(f'{x:10.3f}' for x in distances))
+    print(f"{'':<24}" + ''.join(f'   lr {lr:.2f}' for lr in rates))
+    unlearned = {'DeepMomentum, no MLP': (lambda p, lr: DeepMomentum(p, lr=lr, inner_lr=0.0), None)}
+    for name, (kind, _) in {**RIVALS, **unlearned}.items():
+        starts = [torch.nn.Parameter(torch.tensor([-3.5, 2.0])) for _ in rates]
+        for p, lr in zip(starts, rates):
+            descend(kind([p], lr=lr), lambda: surface(p), steps)
+        print(f'{name:<24}' + ''.join(f'{p.norm().item():10.3f}' for p in starts))
 
 
 def stream_of_tasks(rows=16, cols=64, tasks=4, steps=60):
@@ -457,27 +425,22 @@ def stream_of_tasks(rows=16, cols=64, tasks=4, steps=60):
     rng = torch.Generator().manual_seed(0)
     bases = torch.linalg.qr(torch.randn(cols, cols, generator=rng))[0].chunk(tasks, dim=1)
     truth = torch.randn(rows, cols, generator=rng) / 4
+    layer = torch.nn.Linear(cols, rows, bias=False)
+
+    def loss_of(basis, n=64):                               # basis (cols, cols / tasks)
+        x = torch.randn(n, basis.shape[1], generator=rng) @ basis.mT                # (n, cols)
+        return (layer(x) - x @ truth.mT).square().sum(1).mean() / 2
+
     print('\northogonal tasks one after the other: loss of each after the last (before any, about 8)')
-    print(f"{'':<24}" + ''.join(f'{f"task {i + 1}":>10}' for i in range(tasks)))
-    rates = {'DGD': 1.0, 'Momentum': 0.1, 'Momentum, 0.6': 0.1, 'DeltaMomentum': 0.1}         # 0.03 for the others
-    for name, kind in {**RIVALS, 'AdamW': AdamW, 'Muon': Muon, 'M3': M3, 'DGD': DGD}.items():
-        lr = rates.get(name, 0.03)
-        layer = torch.nn.Linear(cols, rows, bias=False)
+    print(f"{'':<24}" + ''.join(f'    task {i + 1}' for i in range(tasks)))
+    others = {'AdamW': (AdamW, 0.03), 'Muon': (Muon, 0.03), 'M3': (M3, 0.03),
+              'DGD': (lambda p, lr: DGD(p, [layer], lr=lr), 1.0)}
+    for name, (kind, lr) in {**RIVALS, **others}.items():
         torch.nn.init.zeros_(layer.weight)
-        optimizer = kind([layer.weight], [layer], lr=lr) if kind is DGD else kind([layer.weight], lr=lr)
-
-        def loss_of(basis, n=64):                           # basis (cols, cols / tasks)
-            x = torch.randn(n, basis.shape[1], generator=rng) @ basis.mT                # (n, cols)
-            return (layer(x) - x @ truth.mT).square().sum(1).mean() / 2
-
+        optimizer = kind([layer.weight], lr=lr)
         for basis in bases:
-            for step in range(steps):
-                optimizer.param_groups[0]['lr'] = lr * (1 - step / steps)
-                optimizer.zero_grad()
-                loss_of(basis).backward()
-                optimizer.step()
-        with torch.no_grad():
-            print(f'{name:<24}' + ''.join(f'{loss_of(basis, 1000).item():10.4f}' for basis in bases))
+            descend(optimizer, lambda: loss_of(basis), steps)
+        print(f'{name:<24}' + ''.join(f'{loss_of(basis, 1000).item():10.4f}' for basis in bases))
 
 
 if __name__ == '__main__':

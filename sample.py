@@ -16,8 +16,6 @@ Does NOT include: chat templates, batched serving.
 """
 import codecs
 import contextlib
-import functools
-import hashlib
 import math
 import os
 import sys
@@ -27,9 +25,9 @@ from dataclasses import dataclass
 import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
-from cms import Learner, weights_of
-from machine import load_checkpoint, load_learner, load_model, pick_device, save_checkpoint
-from model import state_bytes
+from cms import weights_of
+from machine import load_checkpoint, load_learner, load_memory, load_model, owner, pick_device, save_memory
+from model import state_bytes, stream
 from tokenizer import encode, get_tokenizer
 
 one_line_errors()
@@ -57,7 +55,6 @@ class Sample:
     memory: str = ''                    # a file that keeps what was read and learned from one call to the next
     memory_info: bool = False           # print what is in that file, and end
     cms_chunks: str = ''                # tokens between two moves of each level ('' = as before, or 128,512,...)
-    cms_inner: str = ''                 # gd | dgd ('' = as trained)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
@@ -71,80 +68,16 @@ class Sample:
         check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
 
 
-MEMORY = ('state', 'anchor', 'pending', 'delta', 'gathered', 'learned')     # what is kept of cms.learn's memory
-MEMORY_FORMAT = 'nested-learning-memory-1'
-
 given = read_args([Sample], sys.argv[1:], positional='prompt')
 args, = build([Sample], given)
 if sum(('score' in given, args.interactive, 'prompt' in given)) > 1:
     raise UsageError('give one of a prompt, --interactive and --score')
 if args.memory_info and not args.memory:
     raise UsageError('--memory_info needs --memory=FILE')
-if not args.learn and not args.memory_info and {'memory', 'cms_chunks', 'cms_inner', 'cms_step'} & set(given):
+if not args.learn and not args.memory_info and {'memory', 'cms_chunks', 'cms_step'} & set(given):
     raise UsageError('--memory and the --cms options are for --learn')
 if args.memory and args.num_samples > 1:
-    raise UsageError('a memory follows one text: --num_samples must be 1 with --memory')
-
-# -----------------------------------------------------------------------------
-# remembering from one call to the next
-
-
-@functools.cache                                        # weights stay as they are; a memory is saved after every line
-def owner():
-    """Which model a memory belongs to, {what: value}."""
-    weights = hashlib.sha256()
-    for name, p in checkpoint['model'].items():
-        if name != 'log_step':                          # a step size is not part of who remembers
-            weights.update(p.contiguous().numpy().tobytes())
-    return {'mixer': checkpoint['config']['mixer'], 'step': checkpoint['step'], 'weights': weights.hexdigest()[:16]}
-
-
-def load_memory():
-    """What save_memory wrote; UserError if it was for another model, or on another clock than the command line's."""
-    saved = load_checkpoint(args.memory, 'memory', MEMORY_FORMAT, ('owner', 'clock', 'next', *MEMORY), device)
-    for what, value in owner().items():
-        if saved['owner'].get(what) != value:
-            raise UserError(f"{args.memory} is the memory of another model: its {what} is {saved['owner'].get(what)}, "
-                            f'that of {ckpt_path} is {value}')
-    for name, value in saved['clock'].items():
-        if getattr(args, name, '') not in ('', value):
-            raise UserError(f'{args.memory} was kept with --{name}={value}, not {getattr(args, name)}')
-    return saved
-
-
-def save_memory(tokens, memory):
-    """
-    Write the memory and the tokens yet to be read to --memory, whole or not at all. Copies, because a view would be
-    written with all that it is a view of.
-    """
-    if not args.memory or memory is None:
-        return
-    if not all(x.isfinite().all() for x in memory['delta'].values()):
-        raise UserError(f'what was learned is not finite, and {args.memory} stays as it was; try a smaller --cms_step')
-
-    def copy(x):
-        if isinstance(x, (list, dict)):
-            return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
-        return x.detach().clone() if torch.is_tensor(x) else x
-    clock = {name: getattr(model.config, name) for name in ('cms_chunks', 'cms_topology', 'cms_inner')}
-    plain = copy({key: memory[key] for key in MEMORY})
-    save_checkpoint(args.memory, {'format': MEMORY_FORMAT, 'owner': owner(), 'clock': clock, 'next': tokens, **plain})
-
-
-def print_memory(memory):
-    """What is in a memory: how much was read, and how far each level has moved, also as a share of where it started."""
-    print_block(memory=args.memory, tokens_read=memory['learned'] + memory['pending'].shape[1],
-                tokens_learned=memory['learned'], bytes=os.path.getsize(args.memory))
-    for level, chunk in enumerate(model.config.chunks):
-        squares, start = 0.0, 0.0
-        for name, (its, p) in weights_of(model).items():
-            if its == level and chunk:
-                squares, start = squares + memory['delta'][name].square().sum(), start + p.detach().square().sum()
-        if chunk:
-            moved = squares.sqrt().item()
-            print_block(**{f'level_{level}': f"every {chunk:,} tokens, {memory['learned'] // chunk:,} moves, "
-                                             f'change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)'})
-
+    raise UsageError('a memory file follows one text: --num_samples must be 1 with --memory')
 
 # -----------------------------------------------------------------------------
 # the model
@@ -153,17 +86,21 @@ torch.set_flush_denormal(True)                          # as in training
 device = pick_device(args.device)
 ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
 checkpoint = load_checkpoint(ckpt_path)
-hold = contextlib.ExitStack()                           # the memory's file is ours until this process ends
+hold = contextlib.ExitStack()                           # the memory file is ours until this process ends
 if args.memory and not args.memory_info:
     hold.enter_context(locked(args.memory))
-kept = load_memory() if os.path.exists(args.memory) else None
+whose = owner(checkpoint) if args.memory else None
+kept = load_memory(args.memory, whose, args.cms_chunks, device) if os.path.exists(args.memory) else None
 if args.learn or args.memory_info:                      # any model can: with the clock it had before, or a guess
-    before = kept['clock'] if kept else {}
-    clock = (getattr(args, name) or before.get(name) for name in ('cms_chunks', 'cms_inner'))
-    model = load_learner(checkpoint, device, *clock, args.cms_step).eval()
+    chunks = kept['cms_chunks'] if kept else args.cms_chunks
+    reader = load_learner(checkpoint, device, chunks, args.cms_step).eval()
+    model = reader.model
 else:
-    model = load_model(checkpoint, device).eval()
+    reader = model = load_model(checkpoint, device).eval()
 enc = get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
+if enc.n_vocab != model.config.vocab_size:              # checked here, and not at every token
+    raise UserError(f'{ckpt_path} knows {model.config.vocab_size} tokens, but its tokenizer {enc.name} has '
+                    f'{enc.n_vocab}: they are not from the same run')
 block_size = model.config.block_size
 
 
@@ -185,8 +122,8 @@ def write(tokens, state, generator):
     decoder = codecs.getincrementaldecoder('utf-8')(errors='replace')       # a character may span several tokens
     stop_token = enc.eot_token if args.stop else None
     start, n, token = time.perf_counter(), 0, None
-    for token, state in model.stream(as_idx(tokens), args.max_new_tokens, args.temperature, args.top_k, args.top_p,
-                                     stop_token, generator, state, args.learn):
+    for token, state in stream(reader, as_idx(tokens), args.max_new_tokens, args.temperature, args.top_k, args.top_p,
+                               stop_token, generator, state):
         n, token = n + 1, token.item()
         if token != enc.eot_token:
             print(decoder.decode(enc.decode_single_token_bytes(token)), end='', flush=True)
@@ -242,18 +179,42 @@ def score(path, last, state):
 
 
 # -----------------------------------------------------------------------------
+# remembering from one call to the next
+
+
+def keep(tokens, state):
+    """Tokens yet to be read and the state before them go to --memory, where there is one."""
+    if args.memory and state is not None:
+        save_memory(args.memory, whose, reader, tokens, state)
+
+
+def print_memory(state):
+    """What is in a memory file: how much was read, and how far each level moved, also as a share of where it began."""
+    print_block(memory=args.memory, tokens_read=state['learned'] + state['pending'].shape[1],
+                tokens_learned=state['learned'], bytes=os.path.getsize(args.memory))
+    for level, chunk in enumerate(model.config.chunks):
+        squares, start = 0.0, 0.0
+        for name, (its, p) in weights_of(model).items():
+            if its == level and chunk:
+                squares, start = squares + state['delta'][name].square().sum(), start + p.detach().square().sum()
+        if chunk:
+            moved = squares.sqrt().item()
+            print_block(**{f'level_{level}': f"every {chunk:,} tokens, {state['learned'] // chunk:,} moves, "
+                                             f'change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)'})
+
+
+# -----------------------------------------------------------------------------
 # go
 
 rng = torch.Generator(device=device).manual_seed(args.seed)
-reader = Learner(model) if args.learn else model
-pending, state = (kept['next'], {key: kept[key] for key in MEMORY}) if kept else ([], None)
+pending, state = (kept['next'], kept['state']) if kept else ([], None)
 if args.memory_info:
     if kept is None:
-        raise UserError(f'there is no memory {args.memory} yet')
+        raise UserError(f'there is no memory file {args.memory} yet')
     print_memory(state)
     sys.exit()
 if 'score' in given:
-    save_memory(*score(args.score, (pending or [enc.eot_token])[-1], state))
+    keep(*score(args.score, (pending or [enc.eot_token])[-1], state))
 elif args.interactive:
     note('a prompt a line; the model goes on from all lines so far. Ctrl-D ends.')
     while True:
@@ -264,7 +225,7 @@ elif args.interactive:
             break
         tokens = encode(enc, os.fsencode(line + '\n')).tolist()
         pending, state = write(pending + tokens, state, rng)
-        save_memory(pending, state)                     # after every line: a Ctrl-C while it writes loses one
+        keep(pending, state)                            # after every line: a Ctrl-C while it writes loses one
 else:
     if 'prompt' in given:
         text = sys.stdin.buffer.read() if args.prompt == '-' else os.fsencode(args.prompt)
@@ -276,4 +237,4 @@ else:
             note(f'--- sample {i + 1} of {args.num_samples}')
         print(text.decode(errors='replace'), end='', flush=True)
         pending, after = write(tokens, state, rng)
-    save_memory(pending, after)
+    keep(pending, after)

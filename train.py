@@ -7,17 +7,16 @@ Train a language model. Read this file from top to bottom: knobs, setup, data, m
     python train.py --preset=gpt2                           124M-class model on fineweb, for a GPU
     torchrun --nproc_per_node=4 train.py                    the same batch cut over four devices
 
-A step's batch depends on the seed and the step alone (with --data=niah on --max_steps as well). How it is cut, over
-devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With --carry=16 a
-row is 16 block sizes long and read in 16 steps: the state goes on from step to step, gradients end with each. out_dir
-holds ckpt.pt (whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
+A step's batch depends on the seed and the step alone (where a task has lessons, on --max_steps as well). How it is cut,
+over devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With
+--carry=16 a row is 16 block sizes long and read in 16 steps (carry.py). out_dir holds ckpt.pt (whole at any moment),
+log.jsonl (one line per step) and, for bpe, the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
-import contextlib
 import dataclasses
 import datetime
-import json
+import functools
 import math
 import os
 import platform
@@ -32,14 +31,15 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-import data
-from cli import (UsageError, UserError, atomic_write, build, check, draw_curve, git_commit, one_line_errors,
-                 print_block, read_args, read_file, remove_file)
+import tasks
+from carry import Rows, constants, join_rows, take_rows
+from cli import (UsageError, UserError, atomic_write, build, check, git_commit, one_line_errors, print_block, read_args,
+                 read_file, remove_file)
 from cms import Learner, moving
-from machine import Cores, compiled, load_checkpoint, load_model, machine, pick_device, save_checkpoint
-from model import PRESETS, Config, Hope
-from niah import FORMS, Needles, recall
-from optim import NAMES, optimizers
+from log import draw_curve, hms, open_log, read_log
+from machine import Cores, compiled, describe, load_checkpoint, load_model, peak_memory, pick_device, save_checkpoint
+from model import SIZES, Config, Hope
+from optim import NAMES, make_optimizers
 from titans import DEEP
 
 one_line_errors()
@@ -47,13 +47,21 @@ one_line_errors()
 # -----------------------------------------------------------------------------
 # knobs
 
+# what the models of model.SIZES are trained by. cpu: minutes on two cores (README); small, for one GPU, and gpt2, four
+# times over 100 million tokens of web text, are not measured yet
+PRESETS = {
+    'cpu': {},
+    'small': dict(batch_size=64, max_steps=5000, learning_rate=1e-3, warmup_steps=200, eval_every=500),
+    'gpt2': dict(batch_size=256, grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250,
+                 data='fineweb', tokenizer='gpt2'),
+}
+
 
 @dataclass
 class Run:
     """The run"""
     # data and files
-    data: str = 'python'                # python | english | niah | FILE | FOLDER | pip:NAME | shakespeare | fineweb
-    form: str = 'short'                 # niah: short | full, how long its keys and values are
+    data: str = 'python'                # python | english | FILE | FOLDER | pip:NAME | ... (data.py) | niah | recall
     suffix: str = ''                    # with a folder or a package: only files that end so, as in .txt or .py,.md
     tokenizer: str = 'bytes'            # bytes | bpe:N (learned on the data, N tokens in all) | gpt2
     out_dir: str = 'out'                # where the checkpoint and the log go
@@ -101,9 +109,9 @@ class Run:
         for name in ('beta1', 'beta2'):
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
         check(self.matrix_lr < math.inf, f'--matrix_lr must be finite, not {self.matrix_lr}')
+        check(not (self.resume and self.overwrite), 'give one of --resume and --overwrite')
         check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
-        check(self.form == 'short' or self.data == 'niah', '--form is for --data=niah')
-        for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES), ('form', tuple(FORMS)),
+        for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES),
                               ('schedule', ('cosine', 'trapezoid')), ('dtype', ('auto', 'float32', 'bfloat16')),
                               ('compile', ('auto', 'true', 'false'))):
             value = getattr(self, name)
@@ -115,14 +123,12 @@ given = read_args([Run, Config], sys.argv[1:], hidden=('vocab_size',))
 run, = build([Run], given)
 ckpt_path, log_path = os.path.join(run.out_dir, 'ckpt.pt'), os.path.join(run.out_dir, 'log.jsonl')
 checkpoint = None
-if run.resume and run.overwrite:
-    raise UsageError('give one of --resume and --overwrite')
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
-    for key in [f.name for f in dataclasses.fields(Config)] + ['data', 'form', 'suffix', 'tokenizer', 'batch_size',
-                                                               'optimizer', 'seed']:
-        if key in given and given[key] != saved.get(key, given[key]):
+    fixed = {*checkpoint['config'], 'data', 'suffix', 'tokenizer', 'batch_size', 'optimizer', 'seed'}
+    for key in given:
+        if key in fixed and given[key] != saved[key]:
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
                              'a resumed run cannot change it (train into another --out_dir)')
     run, config = build([Run, Config], saved | {'out_dir': run.out_dir, 'overwrite': False} | given)
@@ -131,7 +137,7 @@ else:
         raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
                         '--out_dir=NAME keeps both')
     preset = run.preset if run.preset != 'auto' else 'small' if pick_device(run.device) == 'cuda' else 'cpu'
-    source, base = None, PRESETS[preset]
+    source, base = None, SIZES[preset] | PRESETS[preset]
     if run.init_from:
         source = load_checkpoint(run.init_from)
         if 'cms_step' in given:                         # else the step sizes that it learned, if it did
@@ -152,10 +158,6 @@ if ddp:                                                 # the others wait while 
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
 on_gpu = device.startswith('cuda')
-if run.batch_size % (world * run.grad_accum):
-    raise UsageError(f'--batch_size={run.batch_size} must be a multiple of devices x grad_accum = '
-                     f'{world} x {run.grad_accum}')
-
 torch.set_flush_denormal(True)                          # what a memory forgets fades through them, slowly
 if on_gpu:
     torch.set_float32_matmul_precision('high')          # tf32 for what stays in float32
@@ -165,51 +167,23 @@ has_compiler = on_gpu or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
 worth_it = on_gpu or config.mixer in DEEP and run.max_steps >= 200           # on a CPU it pays for the deep memories
 can_compile = not config.chunks and run.optimizer != 'dgd' and os.environ.get('NL_COMPILE') != '0'
 use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it and can_compile
-if use_compile and config.chunks:                       # its backward passes can neither be kept nor differentiated
-    raise UsageError('--compile=true is not for models that learn while they read (--cms_chunks)')
-if run.optimizer == 'dgd' and (use_compile or ddp or config.chunks):
-    raise UsageError('--optimizer=dgd watches what goes through the layers: not with --compile=true, torchrun or '
-                     '--cms_chunks')
-if run.carry and (ddp or config.chunks):
-    raise UsageError('--carry is not for torchrun or --cms_chunks')
-if config.chunks and run.data == 'niah':
-    raise UsageError('--data=niah weighs the answers, which --cms_chunks cannot; a model learns while it reads in '
-                     'eval_niah.py --learn')
-if config.chunks and config.block_size <= config.chunks[0]:
-    raise UsageError(f'--block_size={config.block_size} must be above the first of --cms_chunks={config.cms_chunks}, '
-                     'or no level would move while training reads')
+for refused, why in (
+        (run.batch_size % (world * run.grad_accum), f'--batch_size={run.batch_size} must be a multiple of devices x '
+         f'grad_accum = {world} x {run.grad_accum}'),
+        # the backward passes of a model that learns while it reads can neither be kept nor differentiated by a compiler
+        (use_compile and config.chunks, '--compile=true is not for models that learn while they read (--cms_chunks)'),
+        (run.optimizer == 'dgd' and (use_compile or ddp or config.chunks), '--optimizer=dgd watches what goes through '
+         'the layers: not with --compile=true, torchrun or --cms_chunks'),
+        (run.carry and (ddp or config.chunks), '--carry is not for torchrun or --cms_chunks'),
+        (config.chunks and config.block_size <= config.chunks[0], f'--block_size={config.block_size} must be above the '
+         f'first of --cms_chunks={config.cms_chunks}, or no level would move while training reads')):
+    if refused:
+        raise UsageError(why)
 if use_compile and not has_compiler:
     raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
 batch_rng = torch.Generator().manual_seed(run.seed)
-row_steps = max(1, run.carry)                           # steps in which a row of a batch is read
-
-
-def say(*words):
-    if main:
-        print(*words, flush=True)
-
-
-def each(f, *states):
-    """f of the tensors at one place in all states. One under two names stays one, as it is what was compiled for."""
-    done = {}
-
-    def at(*xs):
-        if torch.is_tensor(xs[0]) and id(xs[0]) not in done:
-            done[id(xs[0])] = f(*xs)
-        return done.get(id(xs[0]), xs[0])
-    return [{name: at(*(layer[name] for layer in layers)) for name in layers[0]} for layers in zip(*states)]
-
-
-def joined(states):
-    """The state of all rows, from the states of the parts. Gradients end with it."""
-    return each(lambda *rows: torch.cat(rows).detach(), *states)
-
-
-def cut(state, rows):
-    """These rows' state to read on from. It asks for gradients, as an empty one does, for one graph."""
-    return each(lambda x: x[rows].to(device).requires_grad_(x.is_floating_point()), state)
-
+say = functools.partial(print, flush=True) if main else lambda *words: None
 
 # -----------------------------------------------------------------------------
 # data
@@ -220,24 +194,19 @@ if main and run.init_from and not run.resume and run.tokenizer.startswith('bpe')
     table = read_file(os.path.join(os.path.dirname(run.init_from), 'tokenizer.bpe'))
     with atomic_write(os.path.join(run.out_dir, 'tokenizer.bpe')) as file:
         file.write(table)
-train_tokens, val_tokens, enc, info = data.prepare(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not main,
-                                                   fresh=main and not run.resume and not run.init_from)
+task, held_out, enc, info = tasks.load(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not main,
+                                       fresh=main and not run.resume and not run.init_from)
 if ddp and main:
     dist.barrier()
-for tokens in (train_tokens, val_tokens):               # too short for a batch is said now, not after the first steps
-    data.get_batch(tokens, 1, config.block_size, torch.Generator())
-if run.carry * config.block_size >= len(train_tokens):
-    raise UserError(f'--carry={run.carry} reads rows of {run.carry} x {config.block_size} tokens, and the data has '
-                    f'{len(train_tokens):,} to train on: use a smaller --carry')
+if task.shortest > config.block_size:
+    raise UsageError(f'--block_size={config.block_size} is too short for --data={run.data}: a row takes at '
+                     f'least {task.shortest} tokens')
+rows = Rows(task, run.batch_size, config.block_size, max(1, run.carry), batch_rng)
+task.batch(1, rows.steps * config.block_size, torch.Generator())        # too little data is said now, not after steps
+held_out.held_out(1, config.block_size, torch.Generator())
 if checkpoint and checkpoint['sha256'] != info['sha256']:
     raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
                     'a resumed run needs the same')
-bits_per_byte = 1 / math.log(2) / info['bytes_per_token']       # nats per token -> bits per byte
-needles = Needles(enc, train_tokens, run.form) if run.data == 'niah' else None
-held_out = needles and Needles(enc, val_tokens, run.form)
-if needles and needles.longest() > config.block_size:
-    raise UsageError(f'--block_size={config.block_size} is too short for --data=niah: an example takes up to '
-                     f'{needles.longest()} tokens')
 
 # -----------------------------------------------------------------------------
 # model and optimizer
@@ -245,11 +214,11 @@ if needles and needles.longest() > config.block_size:
 config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
 origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 'model': source['model']}
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
-memories = optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
-                      (run.beta1, run.beta2))
-step, best_loss, carried, stream = 0, math.inf, None, {}        # carried: the state to read on from
+optimizers = make_optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
+                             (run.beta1, run.beta2))
+step, best_loss, carried = 0, math.inf, None            # carried: the state to read on from
 if checkpoint:
-    for optimizer, kept in zip(memories, checkpoint['optimizer']):
+    for optimizer, kept in zip(optimizers, checkpoint['optimizer']):
         for group, new in zip(kept['param_groups'], optimizer.param_groups):
             group.update({key: x for key, x in new.items() if key != 'params'})     # what this command line says
         try:
@@ -257,13 +226,9 @@ if checkpoint:
         except (KeyError, ValueError) as error:
             raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
     batch_rng.set_state(checkpoint['batch_rng'])
-    step, best_loss = checkpoint['step'], checkpoint['best_loss']
-    carried = checkpoint.get('carried')
-    if isinstance(carried, dict):                       # a former checkpoint: one for each part of the batch
-        carried = joined(carried.values()) if carried else None
+    step, best_loss, carried = checkpoint['step'], checkpoint['best_loss'], checkpoint['carried']
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
-drawn_from = batch_rng.get_state()                      # of the rows that are being read
 reader = Learner(raw_model) if config.chunks else raw_model                 # on the token clock, or as it is
 model = compiled(reader) if use_compile else reader
 if ddp:
@@ -291,34 +256,16 @@ if use_compile:
 # -----------------------------------------------------------------------------
 # the log: what is needed to run it again, then one line per step
 
-lines = []
-if checkpoint and os.path.exists(log_path):             # drop what a crash left: later steps, half a line
-    for text in read_file(log_path).splitlines():
-        with contextlib.suppress(ValueError):
-            lines.append(json.loads(text))
-    lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get('step', 0), int)]
-    lines = [line for line in lines if line.get('step', 0) <= step]
+lines = read_log(log_path, step) if checkpoint and os.path.exists(log_path) else []
 losses = [line['loss'] for line in lines if 'loss' in line]
 lines.append({'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
-              'python': platform.python_version(), 'machine': machine(device), 'devices': world,
+              'python': platform.python_version(), 'machine': describe(device), 'devices': world,
               'start_step': step, 'parameters': raw_model.num_params(), 'data': info,
               'run': dataclasses.asdict(run), 'config': dataclasses.asdict(config)})
 if main:
     if run.overwrite and os.path.exists(ckpt_path):     # nothing refused the new run: the old one ends here
         remove_file(ckpt_path)
-    with atomic_write(log_path) as file:
-        file.write(''.join(json.dumps(line) + '\n' for line in lines).encode())
-    log_file = open(log_path, 'a')
-
-
-def log(**entry):
-    if not main:
-        return
-    try:
-        print(json.dumps(entry), file=log_file, flush=True)
-    except OSError as error:
-        raise UserError(f'could not write {log_path}: {error.strerror}; --resume goes on from {ckpt_path}') from None
-
+log = open_log(log_path, lines) if main else lambda **entry: None
 
 # -----------------------------------------------------------------------------
 # schedule, evaluation, checkpoint
@@ -328,48 +275,35 @@ def lr_at(step):
     if step < run.warmup_steps:
         return run.learning_rate * (step + 1) / run.warmup_steps
     done = (step - run.warmup_steps) / max(1, run.max_steps - run.warmup_steps)
-    if run.schedule == 'cosine':
-        high = 0.5 * (1 + math.cos(math.pi * min(1, done)))
-    else:
-        high = min(1.0, (1 - done) / run.cooldown)
+    cosine, trapezoid = 0.5 * (1 + math.cos(math.pi * min(1, done))), min(1.0, (1 - done) / run.cooldown)
+    high = cosine if run.schedule == 'cosine' else trapezoid
     return run.learning_rate * (run.final_lr + (1 - run.final_lr) * max(0.0, high))
+
+
+def bits_per_byte(**losses):
+    """Nats per token as bits per byte, by name; nothing where what is read is no text."""
+    return {name: x / math.log(2) / info['bytes_per_token'] for name, x in losses.items() if 'bytes_per_token' in info}
 
 
 @torch.no_grad()
 def evaluate():
     """Mean validation loss in nats per token, over the same batches every time."""
-    rng = torch.Generator().manual_seed(run.seed)
-    total = 0.0
+    rng, total = torch.Generator().manual_seed(run.seed), 0.0
     for _ in range(run.eval_batches):
-        x, y = data.get_batch(val_tokens, run.batch_size, config.block_size, rng)
-        for x_part, y_part in zip(x.chunk(run.grad_accum), y.chunk(run.grad_accum)):
+        pair = held_out.held_out(run.batch_size, config.block_size, rng)
+        for idx, targets in zip(*(x.chunk(run.grad_accum) for x in pair)):
             with autocast:
-                total += reader(x_part.to(device), y_part.to(device))[1].item() * len(x_part) / run.batch_size
+                total += reader(idx.to(device), targets.to(device))[1].item() * len(idx) / run.batch_size
     return total / run.eval_batches
 
 
-def next_batch():
-    """What the model is called with, for one step and all devices: with --carry the next part of longer rows."""
-    global stream, drawn_from
-    T, place = config.block_size, step % row_steps
-    if place == 0 or not stream:
-        drawn_from = batch_rng.get_state()              # what a run that is resumed within a row draws it from again
-        if needles:
-            progress = 1.0 if run.init_from else (step - place) / run.max_steps     # the lessons are for beginners
-            rows = needles.batch(run.batch_size, row_steps * T, batch_rng, progress)
-        else:
-            rows = data.get_batch(train_tokens, run.batch_size, row_steps * T, batch_rng)
-        stream = dict(zip(('idx', 'targets', 'weights'), rows))
-    return {name: x[:, place * T:(place + 1) * T].contiguous() for name, x in stream.items()}
-
-
-def learn(rows):
-    """Forward and backward of these rows of the batch -> their share of the loss, their state, gradients to add up."""
-    inputs = {name: x[rows] for name, x in batch.items()}
+def forward_backward(part):
+    """Forward and backward of a part of the batch -> its share of the loss, its state, gradients to add up."""
+    inputs = {name: x[part] for name, x in batch.items()}
     if carried:
-        inputs['state'] = cut(carried, rows)
+        inputs['state'] = take_rows(carried, part, device)
     if ddp:
-        model.require_backward_grad_sync = rows == parts[-1]        # devices average once per step
+        model.require_backward_grad_sync = part == parts[-1]        # devices average once per step
     with autocast:
         _, loss, state = model(**inputs)
         loss = loss / len(parts)
@@ -392,26 +326,10 @@ def print_sample():
 
 def save():
     save_checkpoint(ckpt_path, {
-        'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in memories],
+        'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in optimizers],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
-        'batch_rng': drawn_from if step % row_steps else batch_rng.get_state(),
-        'best_loss': best_loss, 'sha256': info['sha256'], 'carried': carried,
+        'batch_rng': rows.generator_state(step), 'carried': carried, 'best_loss': best_loss, 'sha256': info['sha256'],
         'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
-
-
-def clock(seconds):
-    return f'{int(seconds) // 3600}:{int(seconds) // 60 % 60:02}:{int(seconds) % 60:02}'
-
-
-def peak_memory():
-    """MiB: the GPU's, or this process's where the system tells."""
-    if on_gpu:
-        return torch.cuda.max_memory_allocated() / 2**20
-    try:
-        import resource
-    except ImportError:                                 # Windows
-        return math.nan
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
 
 
 asked_to_stop = stopping = False                        # the first in this process, the second agreed by all of them
@@ -425,8 +343,8 @@ def on_signal(signum, frame):
     say('\nstopping after this step (once more to leave at once)')
 
 
-signal.signal(signal.SIGINT, on_signal)
-signal.signal(signal.SIGTERM, on_signal)
+for signum in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(signum, on_signal)
 
 # -----------------------------------------------------------------------------
 # the loop
@@ -447,14 +365,14 @@ while True:
             val_loss = evaluate()
             best_loss = min(best_loss, val_loss)
             save()
-            log(step=step, val_loss=val_loss, val_bpb=val_loss * bits_per_byte)
-            say(f'eval {step:>7,}/{run.max_steps:,} | val loss {val_loss:.4f} | val bpb {val_loss * bits_per_byte:.4f} '
-                f'| best bpb {best_loss * bits_per_byte:.4f} | saved {ckpt_path}')
-            if needles:
-                shares = recall(reader, held_out, config.block_size, 20, run.batch_size // run.grad_accum)
-                log(step=step, recall=shares)
-                say('answers right, %: ' + '  '.join(f'{task} {100 * share:.0f}' for task, share in shares.items()))
-            if run.sample_tokens:
+            log(step=step, val_loss=val_loss, **bits_per_byte(val_bpb=val_loss))
+            bpb = ''.join(f'| {name.replace("_", " ")} {x:.4f} '
+                          for name, x in bits_per_byte(val_bpb=val_loss, best_bpb=best_loss).items())
+            say(f'eval {step:>7,}/{run.max_steps:,} | val loss {val_loss:.4f} {bpb}| saved {ckpt_path}')
+            if shares := held_out.report(reader, config.block_size, run.batch_size // run.grad_accum):
+                log(step=step, report=shares)
+                say('answers right, %: ' + '  '.join(f'{what} {100 * share:.0f}' for what, share in shares.items()))
+            if run.sample_tokens and bpb:
                 print_sample()
         if ddp:
             dist.barrier()
@@ -464,27 +382,26 @@ while True:
     # forward and backward, over the parts of this device's share of the batch
     start_time = time.perf_counter()
     lr = lr_at(step)
-    for optimizer in memories:
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             group['lr'] = lr * group['lr_scale']
-    batch = {name: x[rank::world].to(device) for name, x in next_batch().items()}
-    loss, states = torch.zeros((), device=device), []
-    carried = carried if step % row_steps else None
-    kind = None if carried is None else carried[0].get('place', 0)      # what it may have to compile for
-    for part_loss, state, grads in cores.map(learn, parts, kind):
+    place = step % rows.steps                           # in rows that are read in several steps
+    progress = 1.0 if run.init_from else (step - place) / run.max_steps             # lessons are for beginners
+    batch = {name: x[rank::world].to(device) for name, x in rows.at(step, progress).items()}
+    loss, states, carried = torch.zeros((), device=device), [], carried if place else None
+    for part_loss, state, grads in cores.map(forward_backward, parts, carried and constants(carried)):
         loss += part_loss
         states.append(state)
         for p, g in zip(params, grads):                 # in the order of the parts: the sum is always the same
             if g is not None:
                 p.grad = torch.zeros_like(p) if p.grad is None else p.grad
                 p.grad += g
-    carried = joined(states) if run.carry else None
+    carried = join_rows(states) if run.carry else None
+    stopping = asked_to_stop
     if ddp:                                             # the mean loss, and whether anybody was told to stop
         message = torch.stack([loss, torch.tensor(float(asked_to_stop), device=device)])
         dist.all_reduce(message)
         loss, stopping = message[0] / world, message[1].item() > 0
-    else:
-        stopping = asked_to_stop
 
     # step, with the levels whose time it is
     loss = loss.item()
@@ -494,7 +411,7 @@ while True:
             raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved '
                             f'after the last evaluation. Try a lower --learning_rate (now {lr:.1e}), more '
                             '--warmup_steps, or --dtype=float32.')
-        for optimizer in memories:
+        for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
     step += 1
@@ -510,23 +427,23 @@ while True:
     levels = {'ticks': [step // n for n in config.periods], 'moves': moves}
     log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
         **levels if config.n_level > 1 else {})
-    bpb = '' if needles else f'| bpb {loss * bits_per_byte:7.4f} '       # answers weigh more than bytes do
+    bpb = f'| bpb {bits_per_byte(bpb=loss)["bpb"]:7.4f} ' if task.is_text else ''
     say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} {bpb}| lr {lr:.2e} | norm {grad_norm:7.3f} '
-        f'| {speed:>9,.0f} tok/s | left {clock(mean * (run.max_steps - step))}')
+        f'| {speed:>9,.0f} tok/s | left {hms(mean * (run.max_steps - step))}')
 
 # -----------------------------------------------------------------------------
 # summary
 
 if main and step > first_step and not early:
-    print('\ntraining loss, nats per token' + ', answers weighted up' * bool(needles))
+    print('\ntraining loss, nats per token' + ', as the task weighs them' * (not task.is_text))
     print(draw_curve(losses))
     counted = max(1, step - first_step - 1) * run.batch_size * config.block_size
     speed = counted / train_seconds if train_seconds else speed
     print_block(mixer=config.mixer, parameters=raw_model.num_params(), steps=step,
                 tokens=step * run.batch_size * config.block_size, train_seconds=f'{train_seconds:.1f}',
                 tokens_per_second=f'{speed:.0f}', gflops=f'{speed * flops / 1e9:.1f}',
-                peak_memory_mib=f'{peak_memory():.0f}', val_loss=f'{val_loss:.4f}',
-                val_bpb=f'{val_loss * bits_per_byte:.4f}', best_val_bpb=f'{best_loss * bits_per_byte:.4f}',
+                peak_memory_mib=f'{peak_memory(device):.0f}', val_loss=f'{val_loss:.4f}',
+                **{name: f'{x:.4f}' for name, x in bits_per_byte(val_bpb=val_loss, best_val_bpb=best_loss).items()},
                 checkpoint=ckpt_path)
 if ddp:
     dist.destroy_process_group()

@@ -1,4 +1,5 @@
 """Levels with their own clocks: against loops that move them by hand, on both clocks; causality, splits, files."""
+import collections
 import json
 import os
 import subprocess
@@ -12,7 +13,7 @@ from test_scripts import TINY, inside, losses, shell, train_until
 
 import cms
 from cli import UsageError
-from cms import TOPOLOGIES, learn, levels_of, moving, weights_of
+from cms import TOPOLOGIES, Learner, learn, levels_of, moving, transitions, weights_of
 from machine import load_checkpoint, load_model
 from model import Config, Hope, state_bytes
 
@@ -33,12 +34,12 @@ def ids(B, T, seed=1):
 
 @torch.no_grad()
 def in_parts(model, idx, sizes):
-    """Logits and memory of a stream that is given to `learn` in parts."""
-    memory, out = None, []
+    """Logits and state of a stream that is given to `learn` in parts."""
+    state, out = None, []
     for part in idx.split(sizes, dim=1):
-        logits, memory = learn(model, part, memory)
+        logits, state = learn(model, part, state)
         out.append(logits)
-    return torch.cat(out, dim=1), memory
+    return torch.cat(out, dim=1), state
 
 
 # -----------------------------------------------------------------------------
@@ -68,7 +69,7 @@ def test_the_chain_is_what_its_docstring_says(topology):
     (dict(cms_periods='1,x'), 'cms_periods'), (dict(cms_periods='2,3'), 'multiple'), (dict(cms_periods='0'), 'periods'),
     (dict(cms_chunks='8,4'), 'multiple'), (dict(cms_chunks='0,8'), 'fastest'), (dict(cms_chunks='8,,9'), 'cms_chunks'),
     (dict(cms_chunks='4,8', cms_periods='1,2,4'), 'levels'), (dict(cms_topology='tree'), 'cms_topology'),
-    (dict(cms_topology='nested', cms_periods='1,2'), 'nested'), (dict(cms_inner='adam'), 'cms_inner'),
+    (dict(cms_topology='nested', cms_periods='1,2'), 'nested'),
     (dict(cms_topology='stacked', cms_chunks='4,8,16'), 'n_layer'), (dict(cms_step=-1.0), 'cms_step'),
     (dict(cms_clip=float('inf')), 'cms_clip')])
 def test_refuses(options, named):
@@ -159,47 +160,26 @@ def test_learn_equals_the_loop(topology, mixer):
     model = tiny(cms_topology=topology, mixer=mixer, memory_chunk=2, cms_clip=0.3).eval()
     idx = ids(2, 27)
     with torch.no_grad():
-        logits, memory = learn(model, idx)
+        logits, state = learn(model, idx)
     for b in range(2):
         want, moved = learn_by_hand(model, idx[b:b + 1])
         assert_near('logits', logits[b:b + 1], want, 1e-8)
         for name, (_, p) in weights_of(model).items():
             full = next(n for n, q in model.named_parameters() if q is p)
-            assert_near(full, memory['delta'][name][b], moved[full], 1e-7)
-
-
-def test_dgd_erases_what_was_learned_as_it_writes():
-    """One token of one layer: W - eta (g x^T + delta x x^T / |x|^2), and the gradient to x is that of a matrix."""
-    rng = torch.Generator().manual_seed(0)
-    x, W, delta, g = (torch.randn(*shape, generator=rng, dtype=torch.float64, requires_grad=True)
-                      for shape in ((1, 3, 5), (1, 4, 5), (1, 4, 5), (1, 3, 4)))
-    erased = torch.zeros_like(W, requires_grad=True)
-    y = cms.linear(x, (W, delta, erased))
-    dx, dW, erase = torch.autograd.grad(y, (x, W, erased), g)
-    assert_near('y', y, x @ W.mT, 1e-12)
-    assert_near('dx', dx, g @ W, 1e-12)
-    assert_near('dW', dW, g.mT @ x, 1e-12)
-    want = sum(torch.outer(delta[0] @ x[0, t], x[0, t]) / x[0, t].square().sum() / 3 for t in range(3))
-    assert_near('erase', erase[0], want, 1e-12)
-    model, idx = tiny(cms_inner='dgd').eval(), ids(1, 40)
-    plain = tiny().eval()
-    with torch.no_grad():
-        (a, _), (b, _) = learn(model, idx[:, :8]), learn(plain, idx[:, :8])
-        assert_near('nothing is learned yet that could be erased', a, b, 1e-12)
-        assert (learn(model, idx)[0] - learn(plain, idx)[0]).abs().max() > 1e-4
+            assert_near(full, state['delta'][name][b], moved[full], 1e-7)
 
 
 @pytest.mark.parametrize('topology', TOPOLOGIES)
 def test_any_split_and_any_batch(topology):
     model, idx = tiny(cms_topology=topology, mixer='hope', memory_chunk=2).eval(), ids(3, 30)
-    logits, memory = in_parts(model, idx, 30)
+    logits, state = in_parts(model, idx, 30)
     for sizes in ([3, 1, 4, 8, 14], [4, 4, 8, 8, 6], 1):
         parts, other = in_parts(model, idx, sizes)
         assert_near('logits', parts, logits, 1e-9)
-        for name, moved in memory['delta'].items():
+        for name, moved in state['delta'].items():
             assert_near(name, other['delta'][name], moved, 1e-8)
     whole = learn(model, idx[:, :12])[1]
-    assert torch.equal(*(learn(model, idx[:, 12:], whole)[0] for _ in range(2))), 'a memory is read on from twice'
+    assert torch.equal(*(learn(model, idx[:, 12:], whole)[0] for _ in range(2))), 'a state is read on from twice'
     alone, _ = in_parts(model, idx[1:2], 30)
     assert_near('one stream alone', alone, logits[1:2], 1e-9)
 
@@ -216,18 +196,18 @@ def test_no_token_is_predicted_by_weights_that_saw_it():
 
 
 def test_levels_move_at_exactly_their_multiples():
-    model, idx, memory = tiny(chunks='2,6,0').eval(), ids(1, 26), None
+    model, idx, state = tiny(chunks='2,6,0').eval(), ids(1, 26), None
     last = {level: 0.0 for level in range(3)}
     with torch.no_grad():
         for read in range(1, 26):           # a chunk's last target is the token after it: it moves as that one is read
-            _, memory = learn(model, idx[:, read - 1:read], memory)
-            sizes = {level: sum(memory['delta'][name].abs().sum().item() for name, (i, _) in weights_of(model).items()
-                                if i == level and name in memory['delta']) for level in range(3)}
+            _, state = learn(model, idx[:, read - 1:read], state)
+            sizes = {level: sum(state['delta'][name].abs().sum().item() for name, (i, _) in weights_of(model).items()
+                                if i == level and name in state['delta']) for level in range(3)}
             moved = [level for level in range(3) if sizes[level] != last[level]]
             want = [level for level, n in ((0, 2), (1, 6)) if read > 1 and (read - 1) % n == 0]
             assert moved == want, f'{moved} moved as token {read} was read, not {want}'
             last = sizes
-    assert memory['learned'] == 24
+    assert state['learned'] == 24
 
 
 def test_step_zero_is_the_static_model():
@@ -241,6 +221,19 @@ def test_step_zero_is_the_static_model():
             assert torch.equal(learn(model, idx)[0], torch.cat(static, dim=1)), 'bit for bit'
 
 
+def test_a_learner_is_called_as_the_model_is():
+    """Its loss is the model's own, weights and targets of -1 included."""
+    model, idx, targets = tiny(cms_step=0.0).eval(), ids(2, 12), ids(2, 12, seed=2)
+    reader, weights, targets[:, 5] = Learner(model), torch.rand(2, 12, dtype=torch.float64), -1
+    with torch.no_grad():
+        for options in ({}, {'targets': targets}, {'targets': targets, 'weights': weights}):
+            (logits, loss, _), (want, mean, _) = reader(idx, **options), model(idx, **options)
+            assert_near('logits', logits, want, 1e-12)
+            assert loss is None if mean is None else abs(loss - mean) < 1e-12
+        state = reader(idx[:, :7])[2]
+        assert_near('read on', reader(idx[:, 7:], state=state)[0], logits[:, 7:], 1e-12)
+
+
 def test_learning_without_gradients_is_refused():
     with torch.inference_mode(), pytest.raises(AssertionError, match='no_grad'):
         learn(tiny(), ids(1, 4))
@@ -248,19 +241,20 @@ def test_learning_without_gradients_is_refused():
         learn(tiny(chunks=''), ids(1, 4))
 
 
-def test_the_memory_does_not_grow():
+def test_the_state_does_not_grow():
     model = tiny(mixer='hope', memory_chunk=2).eval()
     sizes = [state_bytes(in_parts(model, ids(1, n), n)[1]) for n in (20, 200)]
     assert sizes[0] == sizes[1]
-    _, memory = in_parts(model, ids(1, 200), 8)
-    kept = [*memory['delta'].values(), *memory['gathered'].values(), *(x for s in memory['state'] for x in s.values())]
+    _, state = in_parts(model, ids(1, 200), 8)
+    layers = (x for layer in state['recurrent'] for x in layer.values())
+    kept = [*state['delta'].values(), *state['gathered'].values(), *layers]
     assert not any(x.grad_fn for x in kept if torch.is_tensor(x)), 'nor does a graph'
 
 
-@pytest.mark.parametrize('mixer, inner', [('gated_deltanet', 'gd'), ('attention', 'gd'), ('hope', 'dgd')])
-def test_second_order_gradients_are_the_derivative(mixer, inner):
+@pytest.mark.parametrize('mixer', ['gated_deltanet', 'attention', 'hope'])
+def test_second_order_gradients_are_the_derivative(mixer):
     """Central differences of the loss of a whole reading, in one direction of all parameters."""
-    model, idx = tiny(cms_meta='second', mixer=mixer, cms_inner=inner, memory_chunk=2), ids(2, 19)
+    model, idx = tiny(cms_meta='second', mixer=mixer, memory_chunk=2), ids(2, 19)
     def loss():
         return F.cross_entropy(learn(model, idx[:, :-1])[0].flatten(0, 1), idx[:, 1:].flatten())
     loss().backward()
@@ -294,6 +288,28 @@ def test_first_order_is_exact_for_the_step_size_and_learns_the_start():
     model.config.cms_truncate, model.log_step.grad = 1, None
     loss().backward()
     assert model.log_step.grad is None or model.log_step.grad[0] == 0, 'cut after every chunk'
+
+
+# -----------------------------------------------------------------------------
+# what `python cms.py` shows
+
+
+def test_transitions():
+    """Nine tokens in ten follow from the one before them, by a function that takes every value."""
+    torch.manual_seed(0)
+    x = transitions(4000, 16).tolist()
+    assert len(x) == 4000 and set(x) == set(range(16))
+    pairs = collections.Counter(zip(x, x[1:]))
+    then = {a: max(range(16), key=lambda b: pairs[a, b]) for a in range(16)}
+    assert sorted(then.values()) == list(range(16))
+    assert 0.87 < sum(then[a] == b for a, b in zip(x, x[1:])) / 3999 < 0.95
+
+
+def test_levels_follow_what_is_read(capsys):
+    cms.main()
+    rows = {line[:28].strip(): [*map(float, line[28:].split())] for line in capsys.readouterr().out.splitlines()[-3:]}
+    still, fast, every = (sum(row) / 8 for row in rows.values())
+    assert len(rows) == 3 and every < still - 2 and fast < still - 2
 
 
 # -----------------------------------------------------------------------------
@@ -373,9 +389,9 @@ def test_reading_with_learning_is_better_here(transformer, text):
     assert bits('--learn', '--cms_chunks=64', '--cms_step=0.3') < bits() - 0.25
 
 
-def test_bfloat16_and_dgd(text, tmp_path):
+def test_bfloat16(text, tmp_path):
     inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/out', *SHORT, '--max_steps=3', '--dtype=bfloat16',
-           '--cms_chunks=16,32', '--cms_inner=dgd', '--mixer=deltanet')
+           '--cms_chunks=16,32', '--mixer=deltanet')
     with pytest.raises(UsageError, match='block_size'):
         inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/other', *SHORT, '--cms_chunks=64')
 
@@ -398,7 +414,7 @@ def test_memory_file(transformer, short, tmp_path):
     kept = torch.load(tmp_path / 'me.pt', weights_only=True)
     assert f"tokens_read:        {26 + 29}" in info and '3 moves' in info and len(kept['next']) == 1
     shell('sample.py', f'--score={short}', mine, *learning)
-    again = torch.load(tmp_path / 'me.pt', weights_only=True)
+    again = torch.load(tmp_path / 'me.pt', weights_only=True)['state']
     assert again['learned'] + again['pending'].shape[1] == 26 + 29 + os.path.getsize(short)
     assert os.path.getsize(tmp_path / 'me.pt') < state_bytes(again) + 30_000, 'not all that they are views of'
     for args, named in ((('--cms_chunks=32',), 'cms_chunks'), (('--num_samples=2',), 'num_samples')):
@@ -408,7 +424,7 @@ def test_memory_file(transformer, short, tmp_path):
     assert 'damaged' in shell('sample.py', f'--memory={tmp_path}/bad.pt', *learning, code=1).stderr
     assert 'not a memory' in shell('sample.py', f'--memory={transformer}/ckpt.pt', *learning, code=1).stderr
     assert 'learn' in shell('sample.py', mine, f'--out_dir={transformer}', code=2).stderr
-    assert torch.load(tmp_path / 'me.pt')['learned'] == again['learned'], 'what was refused has changed nothing'
+    assert torch.load(tmp_path / 'me.pt')['state']['learned'] == again['learned'], 'what is refused changes nothing'
 
 
 def test_two_processes_do_not_share_a_memory(transformer, tmp_path):

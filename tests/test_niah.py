@@ -88,7 +88,7 @@ def test_a_prompt_too_short_is_refused(needles):
         needles.example('mq', 50, 0)
     shortest = needles.draw('s2', random.Random(5)).n_tokens()
     bare = needles.example('s2', shortest, 5)               # nothing but needle, question and answer
-    assert len(bare.prompt) + len(bare.answer) == shortest <= needles.longest()         # of numbers all are as long
+    assert len(bare.prompt) + len(bare.answer) == shortest <= needles.shortest         # of numbers all are as long
 
 
 def test_a_haystack_longer_than_its_text_goes_on_from_the_start():
@@ -262,13 +262,22 @@ def test_a_missing_tokenizer_is_not_learned_anew(trained, tmp_path):
 
 @pytest.mark.parametrize('args, words', [
     (['--data=niah', '--block_size=128'], '--block_size=128 is too short for --data=niah'),
-    (['--form=full'], '--form is for --data=niah'),
-    (['--data=niah', '--cms_chunks=64'], '--data=niah weighs the answers'),
+    (['--form=full'], '--data=niah:full'),
 ])
 def test_what_training_refuses(args, words, tmp_path):
     with pytest.raises(UserError) as error:
         inside('train.py', f'--out_dir={tmp_path}/out', *args)
     assert words in str(error.value) and error.value.exit_code == 2
+
+
+def test_a_learner_trains_on_needles(tmp_path, capsys):
+    args = [arg for arg in SMALL if 'carry' not in arg and 'data' not in arg and 'block' not in arg]
+    inside('train.py', f'--out_dir={tmp_path}/out', '--data=niah:full', '--cms_chunks=64,256', '--block_size=640',
+           '--max_steps=2', *args)
+    assert 'answers right, %: s1 0' in capsys.readouterr().out
+    script = inside('eval_niah.py', f'--out_dir={tmp_path}/out', '--lengths=400', '--n=2', '--depths=2', '--tasks=s3',
+                    '--learn')
+    assert script['form'] == 'full' and script['reader'] is not script['model'], 'as trained'
 
 
 def test_a_text_without_places_for_needles(tmp_path):

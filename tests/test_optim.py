@@ -1,15 +1,13 @@
 """Every optimizer against its closed form, torch's where torch has it, and what it is stated to minimise."""
 import copy
-import math
 
 import pytest
 import torch
 from test_scripts import TINY, inside, losses
 
 import optim
-from kernels import newton_schulz
 from model import Config, Hope
-from optim import AdamW, DeepMomentum, DeltaMomentum, DGD, M3, Momentum, Muon, PreconditionedMomentum, orthogonal
+from optim import AdamW, DeepMomentum, DeltaMomentum, DGD, M3, Momentum, Muon, PreconditionedMomentum, newton_schulz
 
 PLAIN = [Momentum, PreconditionedMomentum, AdamW, DeltaMomentum, DeepMomentum, Muon, M3]       # all that need no layers
 
@@ -54,7 +52,7 @@ def test_equals_torch(ours, theirs, dtype, tolerance, shape):
 def test_adamw_solves_its_regression():
     """With one rate of forgetting, the update is argmin_a sum_i w_i (a g_i - P)^2, P = sqrt(mean g^2)."""
     grads, beta = gradients(20, 6), 0.8
-    path = follow(lambda p: AdamW(p, lr=1.0, betas=(beta, beta), eps=0.0), grads)
+    path = follow(lambda p: AdamW(p, lr=1.0, beta1=beta, beta2=beta, eps=0.0), grads)
     w = beta ** torch.arange(20, dtype=torch.float64).flip(0)
     P = ((w[:, None] * grads.square()).sum(0) / w.sum()).sqrt()
     for i in range(6):                                      # a least squares problem for each element
@@ -194,7 +192,7 @@ def test_newton_schulz_singular_values(shape):
     A = gradients(1, *shape, dtype=torch.float32)[0]
     U, _, V = torch.linalg.svd(A, full_matrices=False)
     size = torch.logspace(-1.5, 0, U.shape[-1])             # condition 30
-    out = newton_schulz(U * size @ V)
+    out = newton_schulz(U * size @ V, dtype=torch.float32)
     values = torch.linalg.svdvals(out)
     assert 0.68 <= values.min() and values.max() <= 1.14
     assert (U.mT @ out @ V.mT - torch.diag_embed((U.mT @ out @ V.mT).diagonal(dim1=-2, dim2=-1))).abs().max() < 1e-4
@@ -210,10 +208,10 @@ def test_m3_literal_is_algorithm_1():
     for k in range(5):
         if k > 0:
             M2 = M2 + b3 * grads[(k - 1) * f:k * f].sum(0)
-        O2 = orthogonal(M2)
+        O2 = newton_schulz(M2)
         for t in range(k * f, (k + 1) * f):
             M1, V = M1 + b1 * grads[t], V + b2 * grads[t] ** 2
-            W = W - lr * (orthogonal(M1) + slow * O2) / torch.sqrt(V + eps)
+            W = W - lr * (newton_schulz(M1) + slow * O2) / torch.sqrt(V + eps)
             path.append(W)
 
     def make(p, slow=slow):
@@ -226,15 +224,14 @@ def test_m3_literal_is_algorithm_1():
 
 
 def test_m3_default():
-    def directions(m): return newton_schulz(m, dtype=torch.bfloat16)
     lr, b1, b2, b3, slow, f, eps = 0.1, 0.9, 0.8, 0.95, 0.6, 4, 0.05
     grads = gradients(20, 6, 10, dtype=torch.float32)
     got = follow(lambda p: M3(p, lr=lr, beta1=b1, beta2=b2, beta3=b3, slow=slow, every=f, eps=eps), grads)
-    W, m1, m2, v = torch.ones(6, 10), torch.zeros(6, 10), torch.zeros(6, 10), 0
+    W, m1, m2, v, o2 = torch.ones(6, 10), torch.zeros(6, 10), torch.zeros(6, 10), 0, None
     for t, G in enumerate(grads):
-        o2 = directions(m2) if t % f == 0 else o2
+        o2 = newton_schulz(m2) if t % f == 0 else o2
         m1, m2, v = b1 * m1 + (1 - b1) * G, b3 * m2 + (1 - b3) * G, b2 * v + (1 - b2) * G ** 2
-        U = (directions(m1) + slow * o2) / (v / v.mean() + eps).sqrt()
+        U = (newton_schulz(m1) + slow * o2) / (v / v.mean() + eps).sqrt()
         W = W - lr * 0.2 * U / U.square().mean().sqrt()
         assert (got[t] - W).abs().max() < 5e-3, t           # bfloat16
     assert (got[-1] - 1).abs().max() > 0.1
@@ -278,9 +275,11 @@ def test_kinds_of_parameters(kind, dtype):
                 follow(kind, gradients(1, *shape))
         shapes = [shapes[i] for i in (0, 1, 3)]
     params = [torch.nn.Parameter(torch.ones(shape, dtype=dtype)) for shape in shapes for _ in range(2)]
-    too_much = {AdamW: {'betas': (1.0, 0.9)}, M3: {'beta1': 1.0}, unwatched: {'lr': -1.0}}.get(kind, {'momentum': 1.0})
+    too_much = {AdamW: {'beta1': 1.0}, M3: {'beta1': 1.0}, unwatched: {'lr': -1.0}}.get(kind, {'momentum': 1.0})
     with pytest.raises(AssertionError, match='must be at least 0'):
         kind(params, **too_much)
+    with pytest.raises(AssertionError, match='knobs are lr.* and weight_decay'):
+        kind(params, beta9=0.5)
     optimizer = kind(params, lr=0.1)
     assert optimizer.step(lambda: 7.0) == 7.0 and all((p == 1).all() for p in params)      # gradients are missing
     for p in params[::2]:
@@ -343,25 +342,25 @@ def test_state_dict(kind, dtype, tmp_path):
 def test_every_parameter_has_one_optimizer(knobs):
     model = Hope(Config(**{'vocab_size': 11, 'n_layer': 2, 'n_embd': 16, 'n_head': 2, **knobs}))
     for name in optim.NAMES:
-        memories = optim.optimizers(model, name, 1e-2, 0.0, 0.1, 0.1, (0.9, 0.95))
-        owned = [p for memory in memories for group in memory.param_groups for p in group['params']]
+        optimizers = optim.make_optimizers(model, name, 1e-2, 0.0, 0.1, 0.1, (0.9, 0.95))
+        owned = [p for one in optimizers for group in one.param_groups for p in group['params']]
         assert len(owned) == len(set(owned)) and set(owned) == set(model.parameters())
         names = {p: n for n, p in model.named_parameters()}
-        groups = {names[p]: group for memory in memories for group in memory.param_groups for p in group['params']}
+        groups = {names[p]: group for one in optimizers for group in one.param_groups for p in group['params']}
         for p, group in groups.items():                     # all shrink alike; what memories start with learns slower
             decays = p.endswith('weight') and 'norm' not in p and p != 'embed.weight'
             assert group['lr'] * group['weight_decay'] == pytest.approx(1e-2 * 0.1 if decays else 0.0)
             assert 1e-2 * group['lr_scale'] == pytest.approx(1e-3 if p.endswith('_0') else group['lr'])
         if name != 'adamw':
-            moved = {names[p] for p in memories[0].param_groups[0]['params']}
+            moved = {names[p] for p in optimizers[0].param_groups[0]['params']}
             assert moved == {p for p in groups if groups[p]['weight_decay'] and p != 'head.weight'}
             assert 'blocks.0.cms.levels.0.up.weight' in moved and 'blocks.1.mixer.qkv.weight' in moved
         if name == 'dgd':                                   # its hooks see all that it moves
             idx = torch.randint(11, (2, 9))
             model(idx[:, :-1], idx[:, 1:])[1].backward()
-            assert all(memories[0].state[p]['tokens'] == 16 for p in memories[0].param_groups[0]['params'])
+            assert all(optimizers[0].state[p]['tokens'] == 16 for p in optimizers[0].param_groups[0]['params'])
     with pytest.raises(AssertionError, match='must be one of'):
-        optim.optimizers(model, 'sgd', 1e-2, 0.0, 0.1, 0.1, (0.9, 0.95))
+        optim.make_optimizers(model, 'sgd', 1e-2, 0.0, 0.1, 0.1, (0.9, 0.95))
 
 
 # -----------------------------------------------------------------------------

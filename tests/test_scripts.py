@@ -15,7 +15,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from cli import UserError, draw_curve
+from carry import take_rows
+from cli import UserError
 
 TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=64', '--batch_size=4', '--learning_rate=1e-2',
         '--warmup_steps=5', '--max_steps=40', '--eval_every=20', '--eval_batches=2', '--sample_tokens=8',
@@ -140,7 +141,7 @@ def test_evaluation_does_not_touch_training(trained, text, tmp_path):
 
 
 def test_a_carried_state_is_read_on_from(text, tmp_path):
-    """Rows read in two steps each, the second from the state of the first, have the loss of rows that are read whole."""
+    """Rows read in two steps, the second from the state of the first, have the loss of rows that are read whole."""
     runs = {}
     for carry, block_size, steps in ((0, 64, 2), (2, 32, 4)):
         out_dir = str(tmp_path / str(carry))
@@ -150,7 +151,7 @@ def test_a_carried_state_is_read_on_from(text, tmp_path):
         runs[carry] = losses(out_dir)
     for step in (1, 2):
         assert abs(runs[0][step] - (runs[2][2 * step - 1] + runs[2][2 * step]) / 2) < 1e-5
-    state = script['cut'](script['carried'], slice(0, 2))[0]
+    state = take_rows(script['carried'], slice(0, 2), 'cpu')[0]
     assert all(x.requires_grad and x.grad_fn is None and len(x) == 2 for name, x in state.items() if name != 'place')
     assert state['U'] is state['U_xi'], 'one tensor stays one, or the chunk is compiled twice'
     inside('train.py', '--resume', f'--out_dir={out_dir}', '--max_steps=5')     # resumed within a row, in other parts
@@ -207,6 +208,39 @@ def test_other_mixers_and_bpe(mixer, text, tmp_path):
     inside('train.py', f'--data={text}', f'--out_dir={longer}', f'--init_from={out_dir}/ckpt.pt', '--block_size=96',
            '--max_steps=1', '--sample_tokens=0', '--eval_batches=1', '--compile=false')
     assert losses(longer)[1] < losses(out_dir)[1] - 1, 'it starts where the other ended'
+
+
+def test_recall_is_trained_on_stopped_and_resumed(tmp_path):
+    """A task without text: no bits per byte, its report, and a prompt of letters; also in rows of several steps."""
+    small = ['--data=recall:2', '--mixer=gated_deltanet', '--n_layer=1', '--n_embd=32', '--n_head=1', '--block_size=16',
+             '--batch_size=32', '--learning_rate=1e-2', '--warmup_steps=5', '--eval_every=20', '--eval_batches=2']
+    out_dir = str(tmp_path / 'whole')
+    stdout = shell('train.py', f'--out_dir={out_dir}', '--max_steps=40', *small).stdout
+    curve = losses(out_dir)
+    assert curve[40] < 3.4 < curve[1], 'that the answer is one of 26 letters is learned: ln 26 is 3.3'
+    assert stdout.count('answers right, %: 2 pairs ') == 2 and 'bpb' not in stdout and '    | ' not in stdout
+    with open(os.path.join(out_dir, 'log.jsonl')) as file:
+        lines = [json.loads(line) for line in file]
+    assert [list(line['report']) for line in lines if 'report' in line] == [['2 pairs']] * 2
+    assert not [line for line in lines if 'val_bpb' in line]
+    train_until(13, f'--out_dir={tmp_path}/cut', '--max_steps=40', *small)
+    with pytest.raises(UserError, match='--data=recall:3, but .* was trained with recall:2'):
+        inside('train.py', '--resume', f'--out_dir={tmp_path}/cut', '--data=recall:3')
+    inside('train.py', '--resume', f'--out_dir={tmp_path}/cut')
+    assert losses(f'{tmp_path}/cut') == curve
+    with pytest.raises(UserError, match='--block_size=4 is too short for --data=recall:2: a row takes at least 8'):
+        inside('train.py', f'--out_dir={tmp_path}/short', *small[:5], '--block_size=4')
+    said = shell('sample.py', 'aQbTaQb', f'--out_dir={out_dir}', '--max_new_tokens=1', '--temperature=0').stdout
+    assert len(said.strip()) == 8 and said.strip()[-1].isupper()
+    inside('train.py', f'--out_dir={tmp_path}/long', '--max_steps=12', '--carry=4', *small)
+    assert losses(f'{tmp_path}/long')[12] < math.inf
+
+
+def test_a_model_that_learns_while_it_reads_trains_on_what_is_weighted(tmp_path):
+    script = inside('train.py', f'--out_dir={tmp_path}/out', '--data=recall:2', '--cms_chunks=8,16', '--mixer=mamba2',
+                    '--n_layer=1', '--n_embd=16', '--n_head=1', '--block_size=32', '--max_steps=3', '--eval_batches=1')
+    assert script['val_loss'] > 0 and len(losses(f'{tmp_path}/out')) == 3
+    assert all(p.grad is None or p.grad.isfinite().all() for p in script['raw_model'].parameters())
 
 
 def test_recall_race():
@@ -324,7 +358,7 @@ def test_a_resumed_run_may_move_and_change_its_optimizer(trained, tmp_path):
     change = ('--max_steps=42', '--weight_decay=0.3', '--beta2=0.5')
     script = inside('train.py', '--resume', *change, f'--out_dir={out_dir}')
     assert script['ckpt_path'].startswith(out_dir) and list(losses(out_dir)) == list(range(1, 43))
-    groups = script['memories'][0].param_groups
+    groups = script['optimizers'][0].param_groups
     assert [group['weight_decay'] for group in groups] == [0.3, 0.3, 0.0, 0.0] and groups[0]['betas'] == (0.9, 0.5)
 
 
@@ -353,9 +387,3 @@ def test_a_full_disk_keeps_the_old_checkpoint(trained, tmp_path):
     assert 'could not write' in done.stderr and done.stderr.count('\n') == 1, done.stderr
     assert open(os.path.join(out_dir, 'ckpt.pt'), 'rb').read() == before
     assert sorted(os.listdir(out_dir)) == ['ckpt.pt', 'log.jsonl']
-
-
-def test_curve():
-    curve = draw_curve([4.0, 3.0, 2.0, 1.0], height=4).splitlines()
-    assert [line.split('|')[1] for line in curve[:4]] == ['*   ', ' *  ', '  * ', '   *']
-    assert draw_curve([1.0]) and draw_curve([2.0] * 500)

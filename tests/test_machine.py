@@ -1,0 +1,101 @@
+"""What the machine needs: checkpoints of plain data, whole or not at all, readers from them; no circle of imports."""
+import ast
+import dataclasses
+import glob
+import os
+import pickle
+
+import pytest
+import torch
+from conftest import ROOT
+from test_model import ids, tiny
+
+from cli import UserError, atomic_write
+from cms import Learner
+from machine import KEYS, load_checkpoint, load_learner, load_model, save_checkpoint
+
+
+def test_no_two_files_import_each_other():
+    """Directly, through others, or inside functions."""
+    def imports(path):
+        for node in ast.walk(ast.parse(open(path).read())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            yield from names + ([node.module] if isinstance(node, ast.ImportFrom) else [])
+    files = {os.path.basename(path)[:-3]: {*imports(path)} for path in glob.glob(f'{ROOT}/*.py')}
+    while leaves := [name for name, needs in files.items() if not needs & files.keys()]:
+        for name in leaves:
+            del files[name]
+    assert not files, f'in a circle, or above one: {sorted(files)}'
+
+
+def saved(model):
+    """A checkpoint of it, as train.py would hold."""
+    config = dataclasses.asdict(model.config)
+    return dict.fromkeys(KEYS) | {'model': model.state_dict(), 'config': config, 'step': 3}
+
+
+@pytest.mark.parametrize('options, chunks, want, topology', [
+    ({}, '', '128', 'sequential'), ({}, '16', '16', 'sequential'), ({}, '16,64', '16,64', 'stacked'),
+    ({'cms_periods': '1,4'}, '', '128,512', 'sequential'), ({'cms_chunks': '8,32'}, '', '8,32', 'sequential')])
+def test_any_model_can_learn_while_it_reads(options, chunks, want, topology):
+    """On the clock that is given, else its own, else a guess; at a step size that is given, else its own."""
+    model = tiny('attention', **options)
+    for step, size in ((-1.0, 1.0), (0.25, 0.25), (0.0, 0.0)):
+        reader = load_learner(saved(model), chunks=chunks, step=step)
+        assert isinstance(reader, Learner) and reader.config is reader.model.config
+        assert (reader.config.cms_chunks, reader.config.cms_topology) == (want, topology)
+        assert torch.equal(reader.model.log_step.exp(), torch.full((reader.config.n_level,), size))
+    assert torch.equal(reader.eval()(ids(1, 8))[0], model(ids(1, 8))[0]), 'nothing has moved yet'
+
+
+def test_checkpoint_round_trip(tmp_path):
+    model, path = tiny(), tmp_path / 'ckpt.pt'
+    save_checkpoint(path, saved(model))
+    again = load_model(load_checkpoint(path))
+    assert torch.equal(model(ids(1, 9))[0], again(ids(1, 9))[0])
+    assert os.listdir(tmp_path) == ['ckpt.pt']
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, (os.environ['EVIL'],)
+
+
+def test_damaged_foreign_and_evil_checkpoints(tmp_path, monkeypatch):
+    model, path = tiny(), tmp_path / 'ckpt.pt'
+    good = saved(model)
+    save_checkpoint(path, good)
+    whole = path.read_bytes()
+    for damaged in (whole[:len(whole) // 2], b'', b'hello', pickle.dumps({'a': 1}, protocol=2)):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match='damaged or not a checkpoint|not a checkpoint of this project'):
+            load_checkpoint(path)
+    torch.save({'model': {}}, path)
+    with pytest.raises(UserError, match='not a checkpoint of this project'):
+        load_checkpoint(path)
+    save_checkpoint(path, {'model': {}})
+    with pytest.raises(UserError, match='without config, run'):
+        load_checkpoint(path)
+    monkeypatch.setenv('EVIL', str(tmp_path / 'ran'))
+    torch.save({'format': 'nested-learning-1', 'model': Evil()}, path)
+    with pytest.raises(UserError, match='damaged or not a checkpoint'):
+        load_checkpoint(path)
+    assert not (tmp_path / 'ran').exists(), 'loading ran code from the checkpoint'
+    with pytest.raises(UserError, match='there is no checkpoint'):
+        load_checkpoint(tmp_path / 'none.pt')
+    for wrong in ({'n_embd': 32}, {'n_wings': 2}):
+        with pytest.raises(UserError, match='does not fit'):
+            load_model({**good, 'config': {**good['config'], **wrong}})
+
+
+def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
+    path = tmp_path / 'file'
+    path.write_bytes(b'old')
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_write(path) as file:
+            file.write(b'half of the n')
+            raise KeyboardInterrupt
+    with pytest.raises(UserError, match='could not write'):
+        with atomic_write(path) as file:
+            raise OSError(28, 'No space left on device')
+    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['file']
