@@ -24,7 +24,8 @@ import sys
 
 # options that earlier versions had
 RENAMED = {'chunk_size': 'is now --tile', 'form': 'is now a part of --data, as in --data=niah:full',
-           'cms_inner': 'is gone: the levels move by gradient descent alone'}
+           'cms_inner': 'is gone: the levels move by gradient descent alone',
+           'cms_meta': 'is gone: what training learns about the moves is of first order'}
 
 
 class UserError(Exception):

@@ -22,13 +22,11 @@ Glossary
     B batch, T time, C = chunks[0] tokens that are read with the same weights, D model width, K levels
 """
 import contextlib
-import functools
 from types import SimpleNamespace
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cli import check
 
@@ -177,27 +175,25 @@ def learn(model, idx, state=None):
     A chunk of C = chunks[0] tokens is read with the same weights. Once the token after it is known, every level
     gathers the gradient of its mean loss, and the levels whose time it is move. What a stream learns is its own. An
     unfinished chunk waits in the state, so that any split of a stream gives the same, to rounding. In training theta_0
-    and log_step are meta-learned: to first order (the inner gradient is a constant), or through it (cms_meta=second).
+    and log_step are meta-learned, to first order: the inner gradient is a constant.
     """
     assert idx.dim() == 2, f'idx must be (B, T), got {tuple(idx.shape)}'
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
     assert not torch.is_inference_mode_enabled(), 'learning takes gradients: use torch.no_grad, not inference_mode'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
     state = state or empty_state(model, len(idx))
-    second = training and model.config.cms_meta == 'second'     # fused attention has no second derivative
-    kernels = functools.partial(sdpa_kernel, SDPBackend.MATH) if second else contextlib.nullcontext
     fast, logits = state.get('trace') or (fast_weights(model, state['delta'], training), None)
     while t < idx.shape[1]:
         if state['pending'].shape[1] == C:                      # a whole chunk was read, and here is the token after it
             targets = torch.cat([state['pending'][:, 1:], idx[:, t:t + 1]], dim=1)              # (B, C)
             if logits is None:                                  # it was read in parts: once more as a whole
-                with torch.enable_grad(), kernels():
+                with torch.enable_grad():
                     logits = model(state['pending'], state=state['anchor'], fast=fast)[0]
             state = move(model, state, fast, logits, targets, training)
             fast = fast_weights(model, state['delta'], training)
         part = idx[:, t:t + C - state['pending'].shape[1]]      # up to the chunk's end
         t, whole = t + part.shape[1], part.shape[1] == C
-        with torch.set_grad_enabled(training or whole), kernels():
+        with torch.set_grad_enabled(training or whole):
             logits, _, recurrent = model(part, state=state['recurrent'], fast=fast)
         out.append(logits if training else logits.detach())
         state = state | {'recurrent': recurrent if training else [*map(detached, recurrent)],
@@ -228,8 +224,7 @@ def move(model, state, fast, logits, targets, training):
     with torch.enable_grad():
         # the sum over the streams: what one reads has no part in the gradient of another's weights
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction='sum') / C
-        grads = torch.autograd.grad(loss, [*fast.values()], retain_graph=True,
-                                    create_graph=training and o.cms_meta == 'second')
+        grads = torch.autograd.grad(loss, [*fast.values()], retain_graph=True)
     for name, grad in zip(fast, grads):
         gathered[name] = gathered[name] + grad
     for level, ticks in enumerate(o.chunks):
@@ -304,7 +299,7 @@ def main():
 
     n, V = 512, 16
     model = Tiny(SimpleNamespace(vocab_size=V, n_layer=1, n_embd=32, n_hidden=96, n_level=3, chunks=clocks,
-                                 cms_topology='sequential', cms_clip=1.0, cms_meta='first', cms_truncate=0))
+                                 cms_topology='sequential', cms_clip=1.0, cms_truncate=0))
     def source(parts): return transitions(parts * n, V).view(parts, n)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for x in source(60).split(1):                               # a plain training on one source

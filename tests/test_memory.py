@@ -83,24 +83,6 @@ def test_formula_of_its_paper(rule):
     assert_near(rule, y[0, 0], torch.stack([formula(q, k, v, alpha, beta, t) for t in range(37)]), 1e-12)
 
 
-def test_attention_is_softmax_over_a_window():
-    """Against the sum written out, rotary places counted from the first token, block_size tokens seen."""
-    layer, x = layer_and_input('attention', T=30, block_size=12)
-    y, _ = layer(x)
-    B, T, D = x.shape
-    q, k, v = layer.qkv(x).view(B, T, 3, 2, 8).permute(2, 0, 3, 1, 4)
-    q, k = layer.q_norm(q), layer.k_norm(k)
-    frequency = 10000.0 ** (-torch.arange(4, dtype=torch.float64) / 4)
-    turn = torch.exp(1j * torch.arange(T)[:, None] * frequency)                             # (T, Dk/2)
-    q, k = (torch.complex(z[..., :4], z[..., 4:]) * turn for z in (q, k))
-    want = torch.zeros_like(v)
-    for t in range(T):
-        first = max(0, t - 11)
-        scores = (q[:, :, t, None] * k[:, :, first:t + 1].conj()).real.sum(-1) / 8 ** 0.5
-        want[:, :, t] = (scores.softmax(-1)[..., None] * v[:, :, first:t + 1]).sum(2)
-    assert_near('y', y, layer.out(want.transpose(1, 2).reshape(B, T, D)), 1e-6)
-
-
 @pytest.mark.parametrize('mixer', MIXERS)
 @pytest.mark.parametrize('cuts', [[1] * 45, [5, 20, 1, 19], [16, 16, 13], [3, 42]])
 def test_whole_equals_split(mixer, cuts):
@@ -138,7 +120,7 @@ def test_gates():
     assert_near('beta', write_rate(x, 0, 0.5), torch.sigmoid(x + 0.5), 1e-12)
     assert_near('alpha', retain(x, 0), torch.sigmoid(x), 1e-12)
     for rate in (0.0, -3.0):
-        at_floor = 1 / (1 + math.exp(-math.log(0.2 / 0.8) - rate))              # sigmoid(x + rate) where that of x is 0.2
+        at_floor = 1 / (1 + math.exp(-math.log(0.2 / 0.8) - rate))      # sigmoid(x + rate) where that of x is 0.2
         want = (torch.sigmoid(x + rate) - at_floor) / (1 - at_floor)
         want[torch.sigmoid(x) <= 0.2] = 0
         assert_near('beta', write_rate(x, 0.2, torch.tensor(rate)), want, 1e-12)
