@@ -3,10 +3,10 @@ Softmax attention: the non-parametric memory, which keeps the pairs themselves. 
 
     y, state = Attention(config)(x, state)      x, y (B, T, D); the state holds the last block_size - 1 keys and values
 
-Keys are rotated once, at the absolute place of their token, and kept rotated. With gradients on, new pairs are
-concatenated to the kept ones, as autograd needs every version. With gradients off they are written behind them, into a
-buffer that grows in doubles: a token costs what reading the pairs costs, and no copy of them. A state is a value all the
-same: it may be read on from twice, cut into rows, expanded, saved.
+Keys are rotated once, at the absolute position of their token, and kept rotated. With gradients on, new pairs are
+concatenated with those from before, as autograd needs every version. With gradients off they are written behind them,
+into a buffer that doubles when it is full, so a token reads all pairs and copies none. A state is a value all the same:
+it may be read on from twice, cut into rows, expanded, saved.
 
 Does NOT include: fewer key heads than query heads, a learned number of tokens to see.
 
@@ -24,8 +24,9 @@ class Attention(nn.Module):
     Causal softmax attention over the last block_size tokens (RoPE, QK-norm). Its memory is the pairs themselves, so its
     state grows to block_size - 1 pairs and then slides; a recurrent memory's never grows.
 
-    state   kv (B, 2, H, S, Dk), the rotated keys, and the values; position (B,) int64, tokens read so far, as a tensor,
-            so that torch.compile makes no code for each and rows can be joined and cut; end, see `append`
+    state   kv (B, 2, H, S, Dk), the rotated keys, and the values; end, see `append`
+            position (B,) int64, tokens read so far: a tensor, so that rows can be joined and cut, and torch.compile
+            does not make code for every number
     """
     def __init__(self, config):
         super().__init__()
@@ -69,7 +70,7 @@ class Attention(nn.Module):
         elif S == 0 and T <= W:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
-            place = torch.arange(S + T, device=x.device)                            # relative to the first pair
+            place = torch.arange(S + T, device=x.device)                            # in kv
             distance = place[S:, None] - place                                      # (T, S + T)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=(distance >= 0) & (distance < W))
         y = y.transpose(1, 2).reshape(B, T, D)                                      # (B, H, T, Dk) -> (B, T, D)
@@ -81,17 +82,17 @@ class Attention(nn.Module):
         return 2 * 2 * self.out.in_features * min(T, self.window) / 2
 
 
-@torch.compiler.disable                                 # it looks at strides, which compiled code has none of
+@torch.compiler.disable                                 # torch.compile does not know where a tensor lies in its buffer
 def append(kv, new, end):
     """
     kv (B, 2, H, S, Dk) with new (B, 2, H, T, Dk) behind it -> (B, 2, H, S + T, Dk), and its end.
 
-    kv may be a view of a longer buffer with room behind the pairs. end is a list of one number, shared by all states of
-    that buffer: the pairs that are taken in it. Where it is not the place at which kv ends, somebody else has gone on
-    from the same state. Then, and where there is no room, kv moves to a new buffer of twice the length.
+    kv may be a view of a longer buffer (B, 2, H, length, Dk) with room behind its pairs. end is a list of one number,
+    shared by all states in that buffer: how many of its length are taken. If kv does not end there, somebody else has
+    gone on from the same state. Then, or without room, kv moves to a new buffer of twice the length; None is no buffer.
     """
     B, _, H, S, Dk = kv.shape
-    T, length = new.shape[3], kv.stride(2) // Dk                                    # of the buffer, in pairs
+    T, length = new.shape[3], kv.stride(2) // Dk
     stop = kv.storage_offset() // Dk + S                        # beyond any length for rows that are not the first
     rows_apart = kv.stride(0) == 2 * H * length * Dk            # not so when one row was expanded to many
     same_mode = kv.is_inference() == torch.is_inference_mode_enabled()              # or torch refuses to write
@@ -107,13 +108,13 @@ def append(kv, new, end):
 
 def angles(position, T, Dk):
     """
-    cos and sin (B, 1, T, Dk/2) of what the T tokens from position (B,) on are turned by: their place times each pair's
-    own frequency. In float64, where the device has it: float32 knows an angle of 10^7 to half a turn.
+    cos and sin (B, 1, T, Dk/2) of what the T tokens from position (B,) on are turned by: their position times each
+    pair's own frequency. In float64, where the device has it: float32 rounds an angle of 10^7 to a whole radian.
     """
     dtype = torch.float32 if position.device.type == 'mps' else torch.float64
     frequency = 10000.0 ** (-torch.arange(0, Dk, 2, device=position.device, dtype=dtype) / Dk)
-    place = position[:, None] + torch.arange(T, device=position.device)                     # (B, T)
-    angle = place[:, None, :, None] * frequency                                             # (B, 1, T, Dk/2)
+    position = position[:, None] + torch.arange(T, device=position.device)                 # (B, T)
+    angle = position[:, None, :, None] * frequency                                          # (B, 1, T, Dk/2)
     return angle.cos(), angle.sin()
 
 

@@ -156,12 +156,12 @@ class Loss(nn.Module):
 
 def step(loss_of, cores, x, autocast):
     """Forward and backward of all rows of x, in parts on the cores."""
-    def learn(part):
+    def forward_backward(part):
         with autocast:
             loss = loss_of(part, part)
         loss.backward()
     torch.set_num_threads(cores.threads)            # what was compiled for another count is compiled again
-    for _ in cores.map(learn, x.chunk(cores.n)):
+    for _ in cores.map(forward_backward, x.chunk(cores.n)):
         pass
     loss_of.zero_grad(set_to_none=True)
 
@@ -265,7 +265,7 @@ def recurrence(bench, knobs, device, dtype, ceiling):
     if bench.compile:
         forms['compiled'] = torch.compile(kernels.delta_rule), kernels.delta_rule
     moved = 2 * 4 * sum(x.numel() for x in inputs)                          # inputs, and their gradients
-    print(f'\nthe recurrence, forward and backward, B={B} H={H} T={T} Dk=Dv={D}, chunk 64: matrix products, and '
+    print(f'\nthe recurrence, forward and backward, B={B} H={H} T={T} Dk=Dv={D}, tile 64: matrix products, and '
           f'what has to be moved at least ({moved / 1e6:.1f} MB)')
     rows = []
     for name, (f, eager) in forms.items():

@@ -8,6 +8,7 @@ gradients gathered since (eq. 71): fast levels follow what is read, slow ones ke
     token clock       a tick is a token that was read: --cms_chunks=64,256,1024,4096. Every stream has weights of its
                       own, theta_0 at first, that move down the gradient of the loss on the tokens just read
 
+    logits, loss, state = Learner(model)(idx, targets, state)       on the token clock, called as the model is
     python cms.py     which level moves when; then two alternating sources, read by a static MLP and by the levels
 
 Does NOT include: inner optimizers other than gradient descent, fast weights for anything but the MLPs.

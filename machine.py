@@ -1,4 +1,15 @@
-"""machine"""
+"""
+What the machine needs: devices, compiling, the cores of a CPU; checkpoints, memory files, and readers from them.
+
+    device = pick_device('auto')
+    model = load_model(load_checkpoint('out/ckpt.pt'), device).eval()               # reads as it is
+    reader = load_learner(load_checkpoint('out/ckpt.pt'), device).eval()            # learns while it reads (cms.py)
+
+Files hold plain types and tensors only, so that loading one never runs code from it, and are written whole or not at
+all. A checkpoint is what train.py goes on from, a memory file what sample.py --learn does: a reader's state on disk.
+
+Does NOT include: several devices (torchrun, in train.py), files of former formats.
+"""
 import hashlib
 import logging
 import math
@@ -95,17 +106,17 @@ class Cores:
 
 
 # -----------------------------------------------------------------------------
-# checkpoints: plain types only, so that loading one never runs code from it
+# checkpoints
 
 FORMAT = 'nested-learning-3'
 KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered')
 
 
-def save_checkpoint(path, checkpoint):
+def save_checkpoint(path, checkpoint, form=FORMAT):
     """Write a dict of plain types and tensors to path, whole or not at all."""
     with atomic_write(path) as file:
         try:
-            torch.save({'format': FORMAT, **checkpoint}, file)
+            torch.save({**checkpoint, 'format': form}, file)
         except RuntimeError as error:       # torch wraps what the disk says
             raise OSError(f'{error}'.splitlines()[0]) from None
 
@@ -190,20 +201,20 @@ def save_memory(path, whose, reader, tokens, state):
             return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
         return x.detach().clone() if torch.is_tensor(x) else x
     state = copy({key: x for key, x in state.items() if key != 'trace'})
-    save_checkpoint(path, {'format': MEMORY_FORMAT, 'owner': whose, 'cms_chunks': reader.config.cms_chunks,
-                           'next': tokens, 'state': state})
+    save_checkpoint(path, {'owner': whose, 'cms_chunks': reader.config.cms_chunks, 'next': tokens, 'state': state},
+                    MEMORY_FORMAT)
 
 
 def load_memory(path, whose, chunks='', device='cpu'):
     """
     What save_memory wrote, {'cms_chunks', 'next', 'state', ..}. UserError if it is not that owner's, or was kept on
-    another clock than chunks, should they be given.
+    another clock than chunks, where they are given.
     """
-    saved = load_checkpoint(path, 'memory', MEMORY_FORMAT, ('owner', 'cms_chunks', 'next', 'state'), device)
+    saved = load_checkpoint(path, 'memory file', MEMORY_FORMAT, ('owner', 'cms_chunks', 'next', 'state'), device)
     for what, value in whose.items():
         if saved['owner'].get(what) != value:
-            raise UserError(f"{path} is the memory of another model: its {what} is {saved['owner'].get(what)}, "
-                            f'that of this one is {value}')
+            raise UserError(f"{path} belongs to another model: its {what} is {saved['owner'].get(what)}, that of this "
+                            f'one is {value}')
     if chunks not in ('', saved['cms_chunks']):
         raise UserError(f"{path} was kept with --cms_chunks={saved['cms_chunks']}, not {chunks}")
     return saved

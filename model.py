@@ -7,11 +7,15 @@ everything here is compared with.
     logits, loss, state = model(idx, targets)             # idx, targets (B, T); logits (B, T, vocab_size)
     logits, loss, state = model(more, state=state)        # reads on: the state is all it remembers
 
+    for token, state in stream(reader, idx, 100): ...     # goes on from idx, a token (B,) at a time
+
+A reader is what is called like that: the model as it is, or cms.Learner(model), which learns while it reads.
+
     python model.py        parameters, FLOPs and state of each mixer; the cost of a token after 100 and after 4,000
 
 Does NOT include: dropout (small models on one pass over their data do not need it).
 
-Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A state is a list of L flat dicts of tensors.
+Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A model's state: L flat dicts of tensors.
 """
 import math
 from dataclasses import dataclass
@@ -255,8 +259,8 @@ def check_ids(idx, vocab_size):
 @torch.no_grad()
 def read(reader, idx, state=None):
     """
-    Read a prompt (B, T) of any length, block_size tokens at a time -> logits of its last token (B, V), state.
-    reader: the model, or cms.Learner, which learns from what it reads; the state is that reader's own.
+    Read a prompt (B, T) of any length, block_size tokens at a time -> logits of its last token (B, V), the reader's
+    state.
     """
     for part in idx.split(reader.config.block_size, dim=1):
         logits, _, state = reader(part, state=state)

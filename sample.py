@@ -77,7 +77,7 @@ if args.memory_info and not args.memory:
 if not args.learn and not args.memory_info and {'memory', 'cms_chunks', 'cms_step'} & set(given):
     raise UsageError('--memory and the --cms options are for --learn')
 if args.memory and args.num_samples > 1:
-    raise UsageError('a memory follows one text: --num_samples must be 1 with --memory')
+    raise UsageError('a memory file follows one text: --num_samples must be 1 with --memory')
 
 # -----------------------------------------------------------------------------
 # the model
@@ -86,7 +86,7 @@ torch.set_flush_denormal(True)                          # as in training
 device = pick_device(args.device)
 ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
 checkpoint = load_checkpoint(ckpt_path)
-hold = contextlib.ExitStack()                           # the memory's file is ours until this process ends
+hold = contextlib.ExitStack()                           # the memory file is ours until this process ends
 if args.memory and not args.memory_info:
     hold.enter_context(locked(args.memory))
 whose = owner(checkpoint) if args.memory else None
@@ -210,7 +210,7 @@ rng = torch.Generator(device=device).manual_seed(args.seed)
 pending, state = (kept['next'], kept['state']) if kept else ([], None)
 if args.memory_info:
     if kept is None:
-        raise UserError(f'there is no memory {args.memory} yet')
+        raise UserError(f'there is no memory file {args.memory} yet')
     print_memory(state)
     sys.exit()
 if 'score' in given:

@@ -31,7 +31,7 @@ def read(layer, x, sizes, state=None):
 
 
 def test_softmax_over_a_window():
-    """Against the sum written out, rotary places counted from the first token, block_size tokens seen."""
+    """Against the sum written out, positions counted from the first token, block_size tokens seen."""
     layer, x = layer_and_input(T=30, block_size=12)
     y, _ = layer(x)
     B, T, D = x.shape
@@ -165,11 +165,11 @@ def test_a_token_does_not_copy_what_was_read():
         state = layer(x[:, t:t + 1], state if t else None)[1]
         storage = state['kv'].untyped_storage()
         moves, last, largest = moves + (storage.data_ptr() != last), storage.data_ptr(), max(largest, storage.nbytes())
-    assert moves <= 5 + 200 / WINDOW and largest <= 2 * WINDOW * 2 * 2 * 16 * 8, 'it does not grow past twice the window'
+    assert moves <= 5 + 200 / WINDOW and largest <= 2 * WINDOW * 2 * 2 * 16 * 8, 'no buffer is longer than two windows'
 
 
-def test_a_place_far_out_loses_nothing():
-    """Only differences of places matter: after 10^7 tokens as after none, in float32. Streams may be at places apart."""
+def test_a_position_far_out_loses_nothing():
+    """Only differences matter: after 10^7 tokens as after none, in float32, and streams may be at positions apart."""
     layer, x = layer_and_input()
     layer, x = layer.float(), x.float()
     far = layer.init_state(2) | {'position': torch.tensor([10 ** 7, 3])}
