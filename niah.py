@@ -14,8 +14,9 @@ Needles in a haystack: RULER's needle tasks (Hsieh 2024) in our own words, of ex
     mv     text          four numbers for one key             all four
     mq     text          a number for each of four keys       all four
 
-The short form, for small models, has values of few digits and keys of one word; the full form is RULER's: seven digits,
-uuids, keys of two words. An example depends on its arguments and its seed alone; the text of the haystack is a corpus.
+The short form, for small models, has values of few digits and keys of one word; the full form (--data=niah:full) is
+RULER's: seven digits, uuids, keys of two words. An example depends on its arguments and its seed alone; the text of the
+haystack is a corpus.
 
 Does NOT include: RULER's other tasks, words as values.
 """

@@ -269,7 +269,7 @@ class M3(MatrixOptimizer):
     stores = ('m1', 'm2', 'v', 'o2')
 
     def update(self, G, W, s, t, o):
-        # the slow read is of the steps before this one: of the whole chunks that are over
+        # the slow read is of the gradients before this one, and stays for `every` steps
         read = newton_schulz if o['literal'] else large_as_adam
         o2 = read(s['m2']) if t % o['every'] == 1 % o['every'] else s['o2']
         if o['literal']:

@@ -5,7 +5,8 @@ Tasks: whatever can be trained on, behind one small protocol. train.py and what 
                                                 weights (n, T) of the tokens in the loss, of mean 1, or None: all alike.
                                                 progress: the share of training that is done, should there be lessons
     task.held_out(n, T, generator)              rows whose loss validation measures -> idx, targets
-    task.report(reader, T, batch_size)          {what: share of answers right}, of rows of T tokens
+    task.report(reader, T, batch_size)          {what: share of answers right}, of rows of T tokens; {} where none are
+                                                asked for. reader: the model, or what is called as it is
     task.shortest                               the fewest tokens that a row needs
     task.is_text                                whether a training loss is of text, so that bits per byte mean something
 
@@ -27,7 +28,7 @@ The least that is one, in which every token is to be said again:
              recall, recall:PAIRS   associative recall of 8, or of so many pairs of letters (Recall below)
              whatever else          a corpus (data.py)
 
-Does NOT include: mixtures of tasks, what a run does about an answer.
+Does NOT include: mixtures of tasks, lessons that wait for what was learned (mqar.py has its own).
 """
 import hashlib
 import itertools

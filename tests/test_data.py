@@ -239,8 +239,8 @@ def test_token_file(tmp_path, monkeypatch):
 
 def test_token_file_errors(tmp_path, monkeypatch):
     path = shard(tmp_path / 'a.bin', [1, 2, 3] * 20)
-    for tokenizer in ('bytes', 'bpe:300'):
-        fails('gpt2', data.prepare, path, tokenizer)
+    for name in ('bytes', 'bpe:300'):
+        fails('gpt2', data.prepare, path, name)
     fails('gpt2', data.prepare, 'fineweb', 'bytes')
     for broken in (dict(version=2), dict(count=61), dict(count=-1)):
         path = shard(tmp_path / 'b.bin', [1, 2, 3] * 20, **broken)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 from test_model import ids, tiny
+from test_scripts import inside
 
 from cli import UserError, atomic_write
 from cms import Learner
@@ -54,6 +55,13 @@ def test_checkpoint_round_trip(tmp_path):
     again = load_model(load_checkpoint(path))
     assert torch.equal(model(ids(1, 9))[0], again(ids(1, 9))[0])
     assert os.listdir(tmp_path) == ['ckpt.pt']
+
+
+def test_a_model_and_a_tokenizer_of_different_sizes(tmp_path):
+    """Said once, when sample.py loads them: ids are not checked at every token."""
+    save_checkpoint(tmp_path / 'ckpt.pt', saved(tiny(vocab_size=300)) | {'run': {'tokenizer': 'bytes'}})
+    with pytest.raises(UserError, match='knows 300 tokens, but its tokenizer bytes has 257'):
+        inside('sample.py', 'x', f'--out_dir={tmp_path}', '--device=cpu')
 
 
 class Evil:
