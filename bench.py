@@ -12,7 +12,7 @@ in turn, medians, as ratios to the first of --mixers; the memory a step takes on
 takes turns with the cores, too: what is compiled gets parts of the batch on them side by side, as in training, and all
 else shares its products; --graph adds rows with forward and backward as a CUDA graph each, so that no kernel waits for
 Python to launch it. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more. Kernels: the
-recurrence as token loop, chunked, compiled. Shares are of the ceilings (of the first --threads).
+recurrence as token loop, tiled, compiled. Shares are of the ceilings (of the first --threads).
 --json=FILE keeps it, with machine, versions and commit. Any knob of the model is --key=value.
 
 Does NOT include: the optimizer's step (optim.py's is the same for all), several devices, other machines' numbers.
@@ -258,10 +258,10 @@ def decode(bench, knobs, device, dtype, ceiling):
 
 
 def recurrence(bench, knobs, device, dtype, ceiling):
-    """The recurrence in float32: token loop, chunked form, compiled form."""
+    """The recurrence in float32: token loop, tiled form, compiled form."""
     B, H, T, D = (8, 16, 2048, 64) if device == 'cuda' else (1, 2, 256, 32) if bench.quick else (2, 4, 1024, 32)
     inputs = [x.detach().to(device).requires_grad_() for x in kernels.example(B, H, T, D)]
-    forms = {'token loop': (kernels.delta_rule_ref,) * 2, 'chunked': (kernels.delta_rule,) * 2}
+    forms = {'token loop': (kernels.delta_rule_ref,) * 2, 'tiled': (kernels.delta_rule,) * 2}
     if bench.compile:
         forms['compiled'] = torch.compile(kernels.delta_rule), kernels.delta_rule
     moved = 2 * 4 * sum(x.numel() for x in inputs)                          # inputs, and their gradients

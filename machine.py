@@ -109,7 +109,7 @@ class Cores:
 # checkpoints
 
 FORMAT = 'nested-learning-3'
-KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered')
+KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered', 'carried')
 
 
 def save_checkpoint(path, checkpoint, form=FORMAT):

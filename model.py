@@ -58,7 +58,7 @@ class Config:
     dgd: bool = True                    # Delta Gradient Descent: erase the old answer to a key before writing
     memory_momentum: bool = False       # gather writes with momentum, as Titans does
     forget: bool = True                 # let go of what was written, back towards the learned start
-    memory_read: str = 'after'          # after a token's own write | start: as the chunk began
+    memory_read: str = 'after'          # after | before a token's own write | start: as the chunk began
     negative_eigenvalues: bool = False  # steps of up to twice the proximal one: a token can flip what is stored
     # the continuum of MLPs, fastest level first
     cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8
@@ -83,7 +83,7 @@ class Config:
         check(self.projection_chunk >= 1 and self.projection_chunk % self.memory_chunk == 0,
               f'--projection_chunk={self.projection_chunk} must be a multiple of --memory_chunk={self.memory_chunk}')
         check(set(self.adaptive) <= set('kvqg'), f"--adaptive takes letters of kvqg, not '{self.adaptive}'")
-        for name, choices in (('objective', ('dot', 'l2')), ('memory_read', ('after', 'start')),
+        for name, choices in (('objective', ('dot', 'l2')), ('memory_read', ('after', 'before', 'start')),
                               ('cms_topology', TOPOLOGIES)):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")

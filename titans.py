@@ -9,7 +9,7 @@ same numbers for a chunk of tokens at once, in four functions, and last what is 
     y, state = DeepMemory(config)(x, state)     x, y (B, T, D)
     python titans.py        the two forms beside each other: differences, and the time that each takes
 
-Does NOT include: memories deeper than two layers, gates per channel, attention beside the memory (Titans' MAC, MAG).
+Does NOT include: deeper memories, gates per channel, attention beside the memory (Titans' MAC, MAG).
 
 Glossary (paper: "Self-Referential Titans", "Fast and Parallelizable Training"; column vectors, y = W x)
     paper           here            shape               meaning
@@ -81,7 +81,7 @@ def head_ref(layer, i, q, z, v, a, b, mu):
         own |= {name: unit(M(ξ, name, own[name])[0]) for name in names}
         g = ξ['in', 'gates'] @ z[t] if 'g' in o.adaptive else (0, 0)
         α, β = retain(a[t] + g[0], o.gate_floor) if o.forget else 1, b[t] + g[1]    # β's sigmoid is in write_rate
-        k = own['k']
+        k, before = own['k'], dict(W)
 
         def write(at, G, s, stays):
             # 4   W ← W' + β' (e - W' s) sᵀ / |s|²,   W' = W_0 + α (W - W_0),   s the layer's input
@@ -114,7 +114,7 @@ def head_ref(layer, i, q, z, v, a, b, mu):
             write(('in', 'gates'), torch.outer(error, k), k, stays=answer)
 
         # 5   y = M_mem,t(q)
-        y.append(M(W if o.memory_read == 'after' else ξ, 'mem', own['q'])[0])
+        y.append(M({'after': W, 'before': before, 'start': ξ}[o.memory_read], 'mem', own['q'])[0])
     return torch.stack(y)
 
 
@@ -359,7 +359,10 @@ def write_and_read(learned, xi, state, writes, alpha, mu, q):
         b = None if not o.dgd else c if a is None else a * c
         S = state[name] if mu is None else (state[name], state[f'{name}_p'])
         c = c if mu is None else c * (1 - momentum)     # a write adds up to 1 / (1 - mu) of itself, an erasure does not
+        if before := q is not None and o.memory_read == 'before':   # the memory before a token: the one after the last
+            first, q = q[:, :, :1] @ state[name][:, :, :rows].mT, torch.cat([q[:, :, 1:], q[:, :, -1:]], dim=2)
         y, S = delta_rule(q, s, e, a, b, c, S, o.tile, momentum, rows, v_old)
+        y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
         new.update({name: S} if mu is None else {name: S[0], f'{name}_p': S[1]})
         return y
 
@@ -381,8 +384,7 @@ def write_and_read(learned, xi, state, writes, alpha, mu, q):
 #   0.95    all 1 + M memories generate and compare in one batch: W2 and W1 hold them stacked
 #   1.00    the backward computes a chunk again, in the place of keeping it: as fast, and a third less memory
 #   0.90    several chunks a call, for long sequences of few rows; 0.97 for their backwards one at a time
-#   0.97    the gates laid out by heads, and their two rows as sums (few_rows)
-#   0.99    what the first tile erases is known from comparing (v_old)
+#   0.97    the gates laid out by heads, their two rows as sums (few_rows); 0.99 what the first tile erases is v_old
 
 
 def few_rows(x, W):

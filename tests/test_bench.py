@@ -24,8 +24,8 @@ def test_all_parts(tmp_path):
         result = json.load(file)
     assert [row['mixer'] for row in result['train']] == ['attention', 'hope', 'mamba2']
     assert all(row['flops'] > 0 and row['tokens_per_second'] == 128 / row['seconds'] for row in result['train'])
-    assert [row['form'] for row in result['kernels']] == ['token loop', 'chunked']
-    assert result['kernels'][1]['seconds'] < result['kernels'][0]['seconds'], 'the chunked form is the fast one'
+    assert [row['form'] for row in result['kernels']] == ['token loop', 'tiled']
+    assert result['kernels'][1]['seconds'] < result['kernels'][0]['seconds'], 'the tiled form is the fast one'
     assert result['commit'] and result['bench']['quick'] and result['model']['n_embd'] == 32
     states = [row['state_bytes'] for row in result['decode'] if row['mixer'] == 'hope']
     assert len(states) == 2 and states[0] == states[1], 'constant'

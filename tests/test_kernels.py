@@ -1,4 +1,4 @@
-"""The chain of truth: autograd of the written loss == token loop == chunked == compiled, with every gradient."""
+"""The chain of truth: autograd of the written loss == token loop == tiled == compiled, with every gradient."""
 import shutil
 
 import pytest
@@ -12,15 +12,15 @@ NAMES = ('y', 'state', 'dq', 'dk', 'de', 'da', 'db', 'dc', 'dstate')
 
 
 @pytest.mark.parametrize('T, C', [(1, 8), (7, 8), (8, 8), (63, 16), (100, 64), (130, 64), (65, 1), (20, 64)])
-def test_chunked_equals_token_loop(T, C):
+def test_tiled_equals_token_loop(T, C):
     inputs = example(2, 3, T, 5, torch.float64)
     fast, slow = forward_backward(delta_rule, inputs, tile=C), forward_backward(delta_rule_ref, inputs)
     for name, got, want in zip(NAMES, fast, slow):
         assert_near(name, got, want, 1e-12)
 
 
-def test_chunked_equals_token_loop_float32():
-    """In single precision against the loop in double precision: what is measured is the chunked form's own rounding."""
+def test_tiled_equals_token_loop_float32():
+    """In single precision against the loop in double precision: what is measured is the tiled form's own rounding."""
     single = example(2, 2, 300, 16)
     double = [x.detach().double().requires_grad_() for x in single]
     for name, got, want in zip(NAMES, forward_backward(delta_rule, single), forward_backward(delta_rule_ref, double)):
@@ -66,7 +66,7 @@ def test_reading_some_rows():
 @pytest.mark.parametrize('T, C', [(5, 8), (8, 8), (21, 8)])
 @pytest.mark.parametrize('forget', [False, True])
 def test_answers_that_are_known_are_not_asked_for(T, C, forget):
-    """One chunk, an odd one, several: the same results, and the same gradients by way of the answers."""
+    """One tile, an odd one, several: the same results, and the same gradients by way of the answers."""
     inputs = example(2, 2, T, 4, torch.float64)
     q, k, e, a, b, c, S = inputs
     leaves = [x for x in inputs if forget or x is not a]
@@ -80,12 +80,12 @@ def test_answers_that_are_known_are_not_asked_for(T, C, forget):
     wrong = k @ S.mT + 1
     wrong[:, :, C:] = torch.nan
     y, _ = delta_rule(q, k, e, a, b, c, S, C, v_old=wrong)
-    assert y.isfinite().all() and not torch.allclose(y, known[0])       # used in the first chunk, and only there
+    assert y.isfinite().all() and not torch.allclose(y, known[0])       # used in the first tile, and only there
 
 
 @pytest.mark.parametrize('momentum', [False, True])
 @pytest.mark.parametrize('f', [lambda *args: delta_rule_ref(*args[:7], mu=args[7]),
-                               lambda *args: delta_rule(*args[:7], tile=8, mu=args[7])], ids=['loop', 'chunks'])
+                               lambda *args: delta_rule(*args[:7], tile=8, mu=args[7])], ids=['loop', 'tiles'])
 def test_memories_that_share_their_rates(f, momentum):
     """(B, H, M, T, D) with rates (B, H, 1, T): M memories for each head, which could as well be heads themselves."""
     q, k, e, _, _, _, S = example(2, 3 * 2, 21, 4, torch.float64)
@@ -146,7 +146,7 @@ def test_backward_of_backward():
 
 
 def test_no_overflow_when_forgetting_fast():
-    """Retention of 1e-6 for a whole chunk: exp(-884) must not meet exp(+884)."""
+    """Retention of 1e-6 for a whole tile: exp(-884) must not meet exp(+884)."""
     inputs = example(1, 2, 130, 8)
     with torch.no_grad():
         inputs[3][:, :, 20:100] = 1e-6

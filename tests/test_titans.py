@@ -46,7 +46,7 @@ def deep_layer(mixer='hope', **kwargs):
 
 SWITCHES = [{}, *({'adaptive': letters} for letters in ('kvqg', 'k', 'v', 'g', '')), {'self_values': False},
             {'dgd': False}, {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'memory_momentum': True},
-            {'forget': False}, {'memory_read': 'start'}, {'negative_eigenvalues': True},
+            {'forget': False}, {'memory_read': 'start'}, {'memory_read': 'before'}, {'negative_eigenvalues': True},
             {'projection_chunk': 8}, {'memory_chunk': 1}, {'gate_floor': 0.45}]
 
 
