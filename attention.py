@@ -65,8 +65,9 @@ class Attention(nn.Module):
             kv, end = append(state['kv'].to(v.dtype), kv, state['end'])
         k, v = kv.unbind(dim=1)
 
-        if T == 1:                                                                  # it sees all S + 1 <= W keys
-            y = F.scaled_dot_product_attention(q, k, v)
+        if T == 1:      # it sees all S + 1 <= W keys; a CPU does two products in three quarters of the fused one's time
+            scores = at_least_float32(q @ k.mT) * (D // H) ** -0.5                  # (B, H, 1, Dk) x (B, H, Dk, S + 1)
+            y = scores.softmax(-1).to(v.dtype) @ v                                  # (B, H, 1, S + 1) x (.., S + 1, Dk)
         elif S == 0 and T <= W:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         else:
