@@ -5,7 +5,7 @@ The hot loops: one linear recurrence drives the whole family of memories. Its to
 
 A memory S is a matrix that maps keys to values. At every token it keeps a fraction a_t of what it holds, erases a
 fraction b_t of what it would have answered to the key k_t, and writes c_t of the new content e_t at that key. memory.py
-shows how linear attention, RetNet, gated linear attention, DeltaNet, Gated DeltaNet and TTT-Linear are choices of
+shows how linear attention, RetNet, Mamba-2, DeltaNet, Gated DeltaNet and TTT-Linear are choices of
 (a, b, c, e). With momentum (mu) the writes are gathered first, as Titans does:
 
     P_t = mu_t P_{t-1} + c_t e_t k_t^T                              S_t = S_{t-1} (a_t I - b_t k_t k_t^T) + P_t
@@ -26,7 +26,7 @@ Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training
     alpha_t     a       (B, H, T)           retention in (0, 1]; 1 keeps everything
     -           b       (B, H, T)           erase rate
     eta_t       c       (B, H, T)           write rate
-    S_t         P       (B, H, Dv, Dk)      Titans' momentum; mu (B, H, T) its decay in [0, 1)
+    S_t         P       (B, H, Dv, Dk)      momentum, in Titans' notation; mu (B, H, T) its decay in [0, 1)
     W_2, W_1    W2, U   (.., m, Dk), (.., Dv, Dk + m)   the layers of an MLP memory, m hidden units
     B batch, H heads, T time, Dk key width, Dv value width, C tile, N number of tiles, W width of a convolution
     B, H may be any leading axes; the rates a, b, c, mu may have a 1 where several memories share them

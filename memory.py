@@ -21,6 +21,12 @@ with a hidden layer, ttt_mlp, titans and hope, are two such recurrences or three
 
     python memory.py           how well each of them recalls stored pairs as their number grows past the key width
 
+A new linear one is a name in RECURRENT, a case in `remember` and the gates that it takes (Recurrent). Any other is a
+layer like attention.py's: init_weights(branches) fills every parameter, init_state and forward keep a flat dict of
+tensors, batch first, which nobody changes in place; flops(T) counts per token what is no weight matrix; `groups` names
+parameters of two axes that are no matrices (optim.param_groups). model.MIXERS names it, and the tests take it up from
+there: python -m pytest -q -k NAME.
+
 Does NOT include: feature maps and denominators of linear attention, RetNet's rotation, gates per channel (GLA, KDA).
 
 Glossary (paper: "Associative Memory")
@@ -30,7 +36,7 @@ Glossary (paper: "Associative Memory")
     M_t             S           (B, H, Dv, Dk)      a linear memory
     alpha_t         alpha       (B, H, T)           retention gate in (0, 1)
     eta_t           beta        (B, H, T)           write gate in (0, 1)
-    B batch, H heads, T time, C tokens of a chunk, D model width, Dk key width, Dv value width
+    B batch, H heads, T time, D model width, Dk key width, Dv value width
 """
 import math
 
@@ -59,7 +65,7 @@ def remember(rule, q, k, v, alpha, beta, state, tile):
     match rule:     #                     retention    erase            write               of e =
         case 'linear':          a, b, c = None,        None,            None                # v
         case 'retnet':          a, b, c = alpha,       None,            None                # v, alpha fixed
-        case 'mamba2':          a, b, c = alpha,       None,            -alpha.log()        # v
+        case 'mamba2':          a, b, c = alpha,       None,            -alpha.log()        # v, c the step in time
         case 'deltanet':        a, b, c = None,        beta,            beta                # v
         case 'gated_deltanet':  a, b, c = alpha,       alpha * beta,    beta                # v
         case 'ttt':             a, b, c = None,        None,            beta * 2 / TTT_CHUNK    # v - S_xi k
@@ -84,17 +90,17 @@ def remember(rule, q, k, v, alpha, beta, state, tile):
     return torch.cat(y, dim=2), {'S': S, 'S_xi': S_xi, 'place': place}
 
 
-def write_rate(x, floor, rate=0):
+def write_rate(x, floor, offset=0):
     """
-    sigmoid(x + rate), a share of the full step. With a floor, tokens at which sigmoid(x) is below it write nothing at
-    all, at any rate, and what is above is stretched. Meant for a trained model: gates that learn with it settle above.
+    sigmoid(x + offset), a share of the full step. With a floor, tokens at which sigmoid(x) is below it write nothing,
+    at any offset, and what is above is stretched. Meant for a trained model: gates that learn with it settle above.
     paper: gates in (0, 1)    here: 0 below a floor    because whatever is written erases, a sigmoid never closes, and
     over a haystack of 32,768 tokens a hundredth of a step per token is enough to erase a needle
     """
     if not floor:
-        return torch.sigmoid(x + rate)
-    shut = torch.sigmoid(x.new_full((), math.log(floor / (1 - floor))) + rate)
-    return ((torch.sigmoid(x + rate) - shut) / (1 - shut)).clamp(min=0)
+        return torch.sigmoid(x + offset)
+    shut = torch.sigmoid(x.new_full((), math.log(floor / (1 - floor))) + offset)
+    return ((torch.sigmoid(x + offset) - shut) / (1 - shut)).clamp(min=0)
 
 
 def retain(x, floor):
@@ -133,6 +139,7 @@ class MemoryLayer(nn.Module):
         self.gate = nn.Linear(D, D, bias=False)                     # the output gate
         self.norm = nn.RMSNorm(D // H, eps=1e-6)
         self.out = nn.Linear(D, D, bias=False)
+        self.alpha = self.beta = None                               # retention and write gate, where a memory has them
 
     def init_weights(self, branches):
         """

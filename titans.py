@@ -7,23 +7,25 @@ same numbers for a chunk of tokens at once, in four functions, and last what is 
     ttt_mlp     ... without momentum and without forgetting                                Sun 2024
 
     y, state = DeepMemory(config)(x, state)     x, y (B, T, D)
-    python titans.py        the two forms beside each other: differences, and the time that each takes
+    python titans.py        the two forms beside each other
 
 Does NOT include: deeper memories, gates per channel, attention beside the memory (Titans' MAC, MAG).
 
 Glossary (paper: "Self-Referential Titans", "Fast and Parallelizable Training"; column vectors, y = W x)
     paper           here            shape               meaning
     M_memory        W2[:m], U       (m, d), (d, d + m)  the memory that is read, M(s) = U [s; hidden(W2 s)]
-    M_k, M_v, M_q   W2[m:], W1      (M m, d), (M, d, m) those that generate, M(s) = s + W1 hidden(W2 s)
+    M_k, M_v, M_q   W2[m:-2], W1    (M m, d), (M, d, m) those that generate, M(s) = s + W1 hidden(W2 s)
     M_alpha, M_eta  W2[-2:]         (2, d)              the rows that move the gates: linear memories of one number
-    alpha, eta      alpha, beta     (B, H, T)           retention and write gate, before their sigmoid in `inputs`
+    x_t             q, z, v         (B, H, T, d)        what is made of it: queries, and what M_k and M_v turn into k, v
+    alpha, eta      alpha, beta     (B, H, T)           retention; write gate, before its sigmoid
     -               beta_shift      (H, 2 + M)          added to beta: for first layers and gates, for U, for each W1
     v^              target          (B, H, 1 + M, C, d) the value that each memory makes of v for itself
     -               blend (lambda)  (H, 1 + M)          how much of that value is its own answer
     mu              mu              (B, H, T)           decay of the momentum
-    xi              *_xi            of each matrix      as it stood at the chunk's start; *_0, start: the learned one
+    xi              xi, *_xi        of each matrix      as it stood at the chunk's start; *_0, start: the learned one
     B batch, H heads, T time, C chunk, D model width, d = D / H, m hidden units, M memories that generate, R rows of W2
 """
+import functools
 from itertools import repeat
 from typing import NamedTuple
 
@@ -56,21 +58,22 @@ def cell_ref(layer, x):
     return layer.emit(torch.stack(y)[None], x[None])[0]                             # H of (T, d) -> (T, D)
 
 
-def head_ref(layer, i, q, z, v, a, b, mu):
+def head_ref(layer, i, q, z, v, ax, bx, mu):
     """
-    cell_ref for head i: q, z, v (T, d), a, b, mu (T,) the gates before their sigmoid -> y (T, d). The five equations of
-    the README, with ξ the start of the token's chunk, 0 the learned start, ' what has decayed; W are all weights, by
-    layer ('in', 'out') and memory ('mem' is read, 'k', 'v', 'q' generate, 'gates' has one layer of two rows).
+    cell_ref for head i: q, z, v (T, d), ax, bx, mu (T,) what x says of its gates, before the sigmoid -> y (T, d). The
+    five equations of the README, with ξ the start of the token's chunk and 0 the learned start. W holds all weights, by
+    layer ('in', 'out') and memory ('mem' is read, 'k', 'v', 'q' generate, 'gates' is one layer of two rows).
     """
     o, names, y = layer.config, generated(layer.config), []
     W_0, shift = head_weights(layer, i)
     W, P, ξ = dict(W_0), dict.fromkeys(W_0, 0), W_0
+    grad = functools.partial(torch.autograd.grad, create_graph=True)
 
     def M(W, name, s):
-        """M(s) = U [s; h(W2 s)] of the memory that is read, s + W1 h(W2 s) of others; and its output layer's input."""
-        h = hidden(W['in', name] @ s)
-        x = torch.cat([s, h]) if name == 'mem' else h
-        return W['out', name] @ x + (0 if name == 'mem' else s), x
+        """M(s) = U [s; h(W2 s)] of the memory that is read, s + W1 h(W2 s) of others; what its layers read and make."""
+        u = W['in', name] @ s
+        x = torch.cat([s, hidden(u)]) if name == 'mem' else hidden(u)
+        return W['out', name] @ x + (0 if name == 'mem' else s), x, u
 
     for t in range(len(q)):
         if t % o.memory_chunk == 0:
@@ -80,38 +83,33 @@ def head_ref(layer, i, q, z, v, a, b, mu):
         own = {'k': z[t], 'v': v[t], 'q': q[t]}
         own |= {name: unit(M(ξ, name, own[name])[0]) for name in names}
         g = ξ['in', 'gates'] @ z[t] if 'g' in o.adaptive else (0, 0)
-        α, β = retain(a[t] + g[0], o.gate_floor) if o.forget else 1, b[t] + g[1]    # β's sigmoid is in write_rate
+        α, β_logit = retain(ax[t] + g[0], o.gate_floor) if o.forget else 1, bx[t] + g[1]
         k, before = own['k'], dict(W)
 
-        def write(at, G, s, stays):
-            # 4   W ← W' + β' (e - W' s) sᵀ / |s|²,   W' = W_0 + α (W - W_0),   s the layer's input
-            #     G is e sᵀ, and stays what of the answer W' s is not erased
-            rate = write_rate(β + shift['out', 'mem'], o.gate_floor, shift[at] - shift['out', 'mem']) / s.square().sum()
-            rate = rate * (2 if o.negative_eigenvalues else 1)
+        def write(at, e, s, skip=0):
+            # 4   W ← W⁻ + β' (e - W⁻ s) sᵀ / |s|²,   W⁻ = W_0 + α (W - W_0),   s the layer's input
+            rate = write_rate(β_logit + shift['out', 'mem'], o.gate_floor, shift[at] - shift['out', 'mem'])     # β'
+            rate = rate * (2 if o.negative_eigenvalues else 1) / s.square().sum().clamp(min=1e-6)
             if o.objective == 'l2' and not o.dgd:       # a chunk's gradients add up: C equal ones must not overshoot
                 rate = rate * 2 / o.projection_chunk
-            old = α * (W[at] - W_0[at])
-            step = rate * (G - o.dgd * torch.outer(W_0[at] @ s - stays, s))
-            if mu is not None:                          # momentum gathers what is written, not what that erases
-                step = P[at] = mu[t].sigmoid() * P[at] + (1 - mu[t].sigmoid()) * step
-            W[at] = W_0[at] + old + step - rate * o.dgd * torch.outer(old @ s, s)
+            decayed, start = W_0[at] + α * (W[at] - W_0[at]), o.dgd * (W_0[at] @ s + skip)
+            W[at] = decayed + rate * torch.outer(e - o.dgd * (decayed @ s + skip), s)
+            if mu is not None:                          # momentum gathers all but what erases what was written
+                P[at] = mu[t].sigmoid() * P[at] + (1 - mu[t].sigmoid()) * rate * torch.outer(e - start, s)
+                W[at] = W[at] + P[at] - rate * torch.outer(e - start, s)
 
         for j, name in enumerate(('mem', *names)):
             # 2   v̂ = unit(v + λ M_ξ(v))              for every memory M its own value, and tanh(g_ξ·v) for every gate
             value = unit(own['v'] + layer.blend[i, j] * M(ξ, name, own['v'])[0]) if o.self_values else own['v']
-            # 3   e = v̂ at the output layer,  W2_ξ k + h'(W2_ξ k) ⊙ W1_ξᵀ (v̂ - M_ξ(k)) at the hidden layer
-            copy = {(at, name): ξ[at, name].clone() for at in ('in', 'out')}        # v̂ was made by the same weights
-            answer, x = M(copy, name, k)
+            # 3   e = v̂ at the output layer,  W2_ξ k + ḣ(W2_ξ k) ⊙ W1_ξᵀ (v̂ - M_ξ(k)) at the hidden layer
+            answer, x, u = M(ξ, name, k)
             l2, dot = (answer - value).square().sum() / 2, -(answer @ value)
-            inner = l2 if o.dgd or o.objective == 'l2' else dot                     # of the hidden layer
-            G_in, = torch.autograd.grad(inner, copy['in', name], create_graph=True)
-            G_out, = torch.autograd.grad(l2 if o.objective == 'l2' else dot, copy['out', name], create_graph=True)
-            write(('in', name), -G_in, k, stays=ξ['in', name] @ k)
-            write(('out', name), -G_out, x, stays=0 if name == 'mem' else -k)
-        if 'g' in o.adaptive:                           # one layer, which learns tanh(g_ξ·v) from its error at k
-            answer = ξ['in', 'gates'] @ k
-            error = (ξ['in', 'gates'] @ own['v']).tanh() - (o.dgd or o.objective == 'l2') * answer
-            write(('in', 'gates'), torch.outer(error, k), k, stays=answer)
+            inner, outer = (l2 if o.objective == 'l2' or regress else dot for regress in (o.dgd, False))
+            write(('in', name), o.dgd * u - grad(inner, u)[0], k)
+            write(('out', name), -grad(outer, answer)[0], x, skip=0 if name == 'mem' else k)
+        if 'g' in o.adaptive:                           # e = v̂ here too; without DGD, in l2, the error at the start
+            u = ξ['in', 'gates'] @ k
+            write(('in', 'gates'), (ξ['in', 'gates'] @ own['v']).tanh() - (o.objective == 'l2' and not o.dgd) * u, k)
 
         # 5   y = M_mem,t(q)
         y.append(M({'after': W, 'before': before, 'start': ξ}[o.memory_read], 'mem', own['q'])[0])
@@ -193,7 +191,7 @@ class DeepMemory(MemoryLayer):
     def read(self, inputs, state):
         """Chunk after chunk. inputs: qkv (B, T, 3 D), alpha, beta, mu (B, T, H) or None -> y (B, H, T, d), state"""
         o, state, y = self.config, dict(state), []
-        place, learned = state.pop('place'), Learned(o, self.starts(), self.conv, self.beta_shift, self.blend)
+        place, weights = state.pop('place'), Weights(o, self.starts(), self.conv, self.beta_shift, self.blend)
         sizes = parts(o, *inputs[0].shape[:2], place, inputs[0].device)
         # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros; the
         # gates by heads, (B, T, H) -> (B, H, T), in memory as well, as the loops of a chunk are over tokens. Not by a
@@ -202,7 +200,7 @@ class DeepMemory(MemoryLayer):
         gates = (repeat(None) if x is None else x.mT.contiguous().split(sizes, dim=2) for x in gates)
         for size, *part in zip(sizes, qkv.split(sizes, dim=1), *gates):
             shifts = self.beta_shift.expand(-(-size // o.memory_chunk), -1, -1)     # one for each chunk of the part
-            y_part, new = several_chunks(learned._replace(beta_shift=shifts), *part, state, fresh=place == 0)
+            y_part, new = several_chunks(weights._replace(beta_shift=shifts), *part, state, fresh=place == 0)
             y.append(y_part)
             state |= new
             place = (place + size) % o.projection_chunk
@@ -234,7 +232,7 @@ def anchored(state):
 # a chunk at once: generate, compare, write and read
 
 
-class Learned(NamedTuple):      # what training has learned, for all heads of a layer
+class Weights(NamedTuple):      # what training has learned, for all heads of a layer
     o: object                   # the switches: Config
     start: dict                 # {'W2': (H, R, d), 'U': (H, d, d + m), 'W1': (H, M, d, m)}
     conv: torch.Tensor          # (W, 3 D)
@@ -242,7 +240,7 @@ class Learned(NamedTuple):      # what training has learned, for all heads of a 
     blend: torch.Tensor         # (H, 1 + M) or None
 
 
-def chunk(learned, qkv, alpha, beta, mu, state, fresh):
+def chunk(weights, qkv, alpha, beta, mu, state, fresh):
     """
     One chunk, or a part of one: the five equations for all its tokens.
     qkv                 (B, C, 3 D) what the streams are made of
@@ -250,23 +248,23 @@ def chunk(learned, qkv, alpha, beta, mu, state, fresh):
     state               as in DeepMemory; fresh, whether it is the chunk's start for every memory
     returns y (B, H, C, d), and the state after the last token, without its _xi
     """
-    xi = {name: W + state[f'{name}_xi'] for name, W in learned.start.items()}       # the memories at the chunk's start
-    q, k, v, alpha, beta, tail = generate(learned, xi, qkv, alpha, beta, state['conv'])
-    s, e, v_old = compare(learned, xi, k, v)
+    xi = {name: W + state[f'{name}_xi'] for name, W in weights.start.items()}       # the memories at the chunk's start
+    q, k, v, alpha, beta, tail = generate(weights, xi, qkv, alpha, beta, state['conv'])
+    s, e, v_old = compare(weights, xi, k, v)
     v_old = v_old if fresh and mu is None else {}
     mu = None if mu is None else torch.sigmoid(mu)
-    writes = {name: (s[name], e[name], c, v_old.get(name)) for name, c in step_sizes(learned, beta, s).items()}
-    y, new = write_and_read(learned, xi, state, writes, alpha, mu, q)
+    writes = {name: (s[name], e[name], c, v_old.get(name)) for name, c in step_sizes(weights, beta, s).items()}
+    y, new = write_and_read(weights, xi, state, writes, alpha, mu, q)
     return y, new | {'conv': tail.to(state['conv'].dtype)}
 
 
-def generate(learned, xi, qkv, alpha, beta, tail):
+def generate(weights, xi, qkv, alpha, beta, tail):
     """
     1   Queries, keys and values of norm 1, three of (B, H, C, d), and gates (B, H, C), by the memories that make them:
         retention as such, the write gate before its sigmoid. And the convolution's new tail.
     """
-    o, m = learned.o, xi['U'].shape[-1] - xi['U'].shape[-2]
-    q, z, v, tail = qkv_streams(qkv, learned.conv, tail, o.n_head)
+    o, m = weights.o, xi['U'].shape[-1] - xi['U'].shape[-2]
+    q, z, v, tail = qkv_streams(qkv, weights.conv, tail, o.n_head)
     v = unit(v)
     if 'g' in o.adaptive:
         shift = few_rows(z, xi['W2'][:, :, -2:])                                    # (B, H, C, 2)
@@ -280,12 +278,12 @@ def generate(learned, xi, qkv, alpha, beta, tail):
     return *streams.values(), retain(alpha, o.gate_floor) if o.forget else None, beta, tail
 
 
-def compare(learned, xi, k, v):
+def compare(weights, xi, k, v):
     """
     2, 3   What every layer is to write at the keys k (B, H, C, d), by name: its input s (.., C, Dk), what is written
            e (.., C, Dv), and what xi - start answers to s, v_old (.., C, Dv), if that is erased.
     """
-    o, start, d, M = learned.o, learned.start, k.shape[-1], len(generated(learned.o))
+    o, start, d, M = weights.o, weights.start, k.shape[-1], len(generated(weights.o))
     m = start['U'].shape[-1] - d
 
     # what the 1 + M memories answer to the values, and to the keys
@@ -303,7 +301,7 @@ def compare(learned, xi, k, v):
     # the value that each of them makes, and what is missing to it; with DGD the dot product, too, regresses on it
     target = v[:, :, None].expand_as(y_v)                                           # (B, H, 1 + M, C, d)
     if o.self_values:
-        target = unit(v[:, :, None] + learned.blend[:, :, None, None] * y_v)
+        target = unit(v[:, :, None] + weights.blend[:, :, None, None] * y_v)
     regress = int(o.dgd or o.objective == 'l2')
     error = target - regress * y_k
     e = error if o.objective == 'l2' else target
@@ -331,12 +329,12 @@ def reads_hidden(weights, d):
     return torch.cat([weights['U'][..., d:].unsqueeze(-3)] + ([weights['W1']] if 'W1' in weights else []), dim=-3)
 
 
-def step_sizes(learned, beta, s):
+def step_sizes(weights, beta, s):
     """
     {name: (B, H, C), of W1 (B, H, M, C)}: shares of the proximal step 1 / |s|^2; above 1 they flip what is stored.
     Where nothing is erased, 2 / C keeps the errors of C equal tokens, all taken at once, from overshooting.
     """
-    o, shift = learned.o, learned.beta_shift
+    o, shift = weights.o, weights.beta_shift
     most = (2.0 if o.negative_eigenvalues else 1.0) * (1 if o.dgd or o.objective == 'dot' else 2 / o.projection_chunk)
     beta, shift = beta + shift[:, 1, None], shift - shift[:, 1:2]   # a floor closes all that a head writes together
     steps = {'W2': most * write_rate(beta, o.gate_floor, shift[:, 0, None]),                        # keys have norm 1
@@ -347,9 +345,9 @@ def step_sizes(learned, beta, s):
     return steps
 
 
-def write_and_read(learned, xi, state, writes, alpha, mu, q):
+def write_and_read(weights, xi, state, writes, alpha, mu, q):
     """4, 5   y (B, H, C, d), read with q after each token's write, and the new state; writes {name: s, e, c, v_old}"""
-    o, start, d, new = learned.o, learned.start, q.shape[-1], {}
+    o, start, d, new = weights.o, weights.start, q.shape[-1], {}
     m = start['U'].shape[-1] - d
 
     def write(name, q=None, rows=None):
@@ -407,17 +405,17 @@ def parts(o, B, T, place, device):
     return [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
 
 
-def several_chunks(learned, qkv, alpha, beta, mu, state, fresh):
+def several_chunks(weights, qkv, alpha, beta, mu, state, fresh):
     """
     One chunk after the other, which compiled keep of each only what goes in: the backward computes the rest again. Two
     things let it do so one chunk at a time, and not for all first, which is more than the cache holds: what a chunk
-    returns is no view (a view is not kept for the next one), and learned.beta_shift (n, H, 2 + M) has a copy for each
+    returns is no view (a view is not kept for the next one), and weights.beta_shift (n, H, 2 + M) has a copy for each
     (the sum of one's gradients would be fused with its terms, of which the last comes from the first chunk).
     """
-    y, new, C = [], {}, learned.o.memory_chunk
+    y, new, C = [], {}, weights.o.memory_chunk
     gates = (repeat(None) if x is None else x.split(C, dim=2) for x in (alpha, beta, mu))
-    for shift, *part in zip(learned.beta_shift.unbind(), qkv.split(C, dim=1), *gates):
-        inputs = learned._replace(beta_shift=shift), *part, state | new | anchored(new), fresh
+    for shift, *part in zip(weights.beta_shift.unbind(), qkv.split(C, dim=1), *gates):
+        inputs = weights._replace(beta_shift=shift), *part, state | new | anchored(new), fresh
         if torch.compiler.is_compiling():
             y_part, new = checkpoint(chunk, *inputs, use_reentrant=False, preserve_rng_state=False)
         else:
