@@ -66,7 +66,7 @@ class Config:
     cms_topology: str = 'sequential'    # sequential | independent | nested | stacked (a level is a share of the depth)
     cms_step: float = 1.0               # their inner step size; it is learned if the model trains while it reads
     cms_clip: float = 1.0               # largest norm of a level's mean gradient while reading
-    cms_truncate: int = 0               # ... and of the recurrent state are cut every so many chunks (0 = never)
+    cms_truncate: int = 0               # training while reading: gradients end every so many chunks (0 = never)
 
     def __post_init__(self):
         for name in ('vocab_size', 'block_size', 'n_layer', 'n_head', 'n_embd', 'tile', 'memory_chunk',

@@ -26,6 +26,7 @@ Glossary
     eta         lr          number              learning rate; the schedule in train.py moves it
 """
 import math
+from operator import attrgetter
 
 import torch
 
@@ -362,7 +363,7 @@ def param_groups(model, weight_decay, start_lr):
     groups = {name: {'params': [], 'weight_decay': decay, 'lr_scale': scale} for name, decay, scale in (
         ('matrix', weight_decay, 1.0), ('head', weight_decay, 1.0), ('vector', 0.0, 1.0), ('start', 0.0, start_lr))}
     said = {f'{prefix}.{name}'.lstrip('.'): group for prefix, module in model.named_modules()
-            for name, group in getattr(module, 'groups', {}).items()}
+            for name, group in getattr(module, 'groups', {}).items() if attrgetter(name)(module) is not None}
     for name, p in model.named_parameters():
         by_shape = 'matrix' if p.dim() == 2 and min(p.shape) > 1 else 'vector'
         groups[said.get(name, by_shape)]['params'].append(p)
@@ -377,9 +378,9 @@ def make_optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
     assert name in NAMES, f"optimizer must be one of {', '.join(NAMES)}, not {name!r}"
     optimizers, groups = [], param_groups(model, weight_decay, start_lr)
     if name != 'adamw':
-        hidden, *groups = groups
-        layers = [layer for layer in model.modules() if getattr(layer, 'weight', None) in set(hidden['params'])]
-        optimizers = [DGD([hidden], layers) if name == 'dgd' else MATRIX[name]([hidden])]
+        matrices, *groups = groups
+        layers = [layer for layer in model.modules() if getattr(layer, 'weight', None) in set(matrices['params'])]
+        optimizers = [DGD([matrices], layers) if name == 'dgd' else MATRIX[name]([matrices])]
         matrix_lr = matrix_lr or optimizers[0].defaults['lr']
         decay = weight_decay * lr / matrix_lr
         optimizers[0].param_groups[0].update(lr=matrix_lr, lr_scale=matrix_lr / lr, weight_decay=decay)

@@ -4,9 +4,9 @@ Tasks: whatever can be trained on, behind one small protocol. train.py and what 
     task.batch(n, T, generator, progress=1.0)   rows to train on -> idx, targets (n, T), -1 where nothing is asked;
                                                 weights (n, T) of the tokens in the loss, of mean 1, or None: all alike.
                                                 progress: the share of training that is done, should there be lessons
-    task.held_out(n, T, generator)              rows whose loss validation measures -> idx, targets
-    task.report(reader, T, batch_size)          {what: share of answers right}, of rows of T tokens; {} where none are
-                                                asked for. reader: the model, or what is called as it is
+    task.held_out(n, T, generator)              rows whose loss validation measures -> idx, targets. The generator is
+                                                seeded as training's is: a task whose rows are no text draws others
+    task.report(reader, T, batch_size)          {what: share of answers right}, of rows of T tokens
     task.shortest                               the fewest tokens that a row needs
     task.is_text                                whether a training loss is of text, so that bits per byte mean something
 
@@ -17,10 +17,14 @@ The least that is one, in which every token is to be said again:
         def batch(self, n, T, generator, progress=1.0):
             idx = torch.randint(256, (n, T), generator=generator)
             return idx, idx, None
-        def held_out(self, n, T, generator): return self.batch(n, T, generator)[:2]
+        def held_out(self, n, T, generator):
+            seed = 2 ** 41 + torch.randint(2 ** 40, (), generator=generator).item()
+            return self.batch(n, T, torch.Generator().manual_seed(seed))[:2]
         def report(self, reader, T, batch_size): return {}
 
-`load` finds a task by the name that --data gives it: another one is a class, and a line there.
+`load` finds a task by the name that --data gives it. Another one is a class, and a line there:
+
+        if kind == 'echo': return Echo(), Echo(), get_tokenizer('bytes'), dict(name=data, sha256='')
 
     python tasks.py                             rows of each task
 
@@ -99,7 +103,7 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fresh=
     """
     data        what --data takes, see above; the other arguments are those of data.prepare
     returns the task to train on, the one whose held_out and report evaluate, the tiktoken.Encoding, and info: at least
-            name, sha256 (of what rows are drawn from) and, where there is text, bytes_per_token (data.prepare has all)
+            name, sha256 (of what rows are drawn from) and, where there is text (is_text), bytes_per_token
     raises  UserError for whatever is wrong with the data, by its name
     """
     kind, _, choice = data.partition(':')

@@ -1,5 +1,5 @@
 """
-Train a language model. Read this file from top to bottom: knobs, setup, data, model, optimizer, the loop, the summary.
+Train a language model. Read it from top to bottom: knobs, setup, data, model, log, evaluation, the loop, the summary.
 
     python train.py                                         one command: a few minutes on two CPU cores
     python train.py --mixer=attention --out_dir=out-tf      any field of the run or of the model is --key=value
@@ -9,8 +9,8 @@ Train a language model. Read this file from top to bottom: knobs, setup, data, m
 
 A step's batch depends on the seed and the step alone (where a task has lessons, on --max_steps as well). How it is cut,
 over devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With
---carry=16 a row is 16 block sizes long and read in 16 steps (carry.py). out_dir holds ckpt.pt (whole at any moment),
-log.jsonl (one line per step) and, for bpe, the tokenizer.
+--carry=16 a row is 16 block sizes long and read in 16 steps (carry.py). out_dir holds ckpt.pt (the last, not the best;
+whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
@@ -151,7 +151,7 @@ device = pick_device(run.device)
 
 ddp = 'TORCHELASTIC_RUN_ID' in os.environ               # started by torchrun
 rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if ddp else (0, 1)
-main = rank == 0                                        # the process that prints, evaluates and writes
+is_main = rank == 0                                     # the process that prints, evaluates and writes
 if ddp:                                                 # the others wait while it downloads, or learns a tokenizer
     dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))
     if device == 'cuda':
@@ -183,27 +183,27 @@ if use_compile and not has_compiler:
     raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
 batch_rng = torch.Generator().manual_seed(run.seed)
-say = functools.partial(print, flush=True) if main else lambda *words: None
+say = functools.partial(print, flush=True) if is_main else lambda *words: None
 
 # -----------------------------------------------------------------------------
 # data
 
-if ddp and not main:
+if ddp and not is_main:
     dist.barrier()                                      # the main process downloads and learns the tokenizer first
-if main and run.init_from and not run.resume and run.tokenizer.startswith('bpe'):       # the other run learned it
+if is_main and run.init_from and not run.resume and run.tokenizer.startswith('bpe'):    # the other run learned it
     table = read_file(os.path.join(os.path.dirname(run.init_from), 'tokenizer.bpe'))
     with atomic_write(os.path.join(run.out_dir, 'tokenizer.bpe')) as file:
         file.write(table)
-task, held_out, enc, info = tasks.load(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not main,
-                                       fresh=main and not run.resume and not run.init_from)
-if ddp and main:
+task, val_task, enc, info = tasks.load(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not is_main,
+                                       fresh=is_main and not run.resume and not run.init_from)
+if ddp and is_main:
     dist.barrier()
 if task.shortest > config.block_size:
     raise UsageError(f'--block_size={config.block_size} is too short for --data={run.data}: a row takes at '
                      f'least {task.shortest} tokens')
 rows = Rows(task, run.batch_size, config.block_size, max(1, run.carry), batch_rng)
 task.batch(1, rows.steps * config.block_size, torch.Generator())        # too little data is said now, not after steps
-held_out.held_out(1, config.block_size, torch.Generator())
+val_task.held_out(1, config.block_size, torch.Generator())
 if checkpoint and checkpoint['sha256'] != info['sha256']:
     raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
                     'a resumed run needs the same')
@@ -229,8 +229,8 @@ if checkpoint:
     step, best_loss, carried = checkpoint['step'], checkpoint['best_loss'], checkpoint['carried']
     for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
         p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
-reader = Learner(raw_model) if config.chunks else raw_model                 # on the token clock, or as it is
-model = compiled(reader) if use_compile else reader
+reader = Learner(raw_model) if config.chunks else raw_model         # on the token clock, or as it is; evaluates
+model = compiled(reader) if use_compile else reader                 # the same, for training; raw_model writes, is saved
 if ddp:
     model = DistributedDataParallel(model, device_ids=[device] if on_gpu else None,
                                     find_unused_parameters=bool(config.chunks))     # a step size that was cut off
@@ -262,10 +262,9 @@ lines.append({'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': 
               'python': platform.python_version(), 'machine': describe(device), 'devices': world,
               'start_step': step, 'parameters': raw_model.num_params(), 'data': info,
               'run': dataclasses.asdict(run), 'config': dataclasses.asdict(config)})
-if main:
-    if run.overwrite and os.path.exists(ckpt_path):     # nothing refused the new run: the old one ends here
-        remove_file(ckpt_path)
-log = open_log(log_path, lines) if main else lambda **entry: None
+if is_main and run.overwrite and os.path.exists(ckpt_path):     # nothing refused the new run: the old one ends here
+    remove_file(ckpt_path)
+log = open_log(log_path, lines) if is_main else lambda **entry: None
 
 # -----------------------------------------------------------------------------
 # schedule, evaluation, checkpoint
@@ -290,7 +289,7 @@ def evaluate():
     """Mean validation loss in nats per token, over the same batches every time."""
     rng, total = torch.Generator().manual_seed(run.seed), 0.0
     for _ in range(run.eval_batches):
-        pair = held_out.held_out(run.batch_size, config.block_size, rng)
+        pair = val_task.held_out(run.batch_size, config.block_size, rng)
         for idx, targets in zip(*(x.chunk(run.grad_accum) for x in pair)):
             with autocast:
                 total += reader(idx.to(device), targets.to(device))[1].item() * len(idx) / run.batch_size
@@ -358,10 +357,10 @@ while True:
     early = stopping and step < run.max_steps
     done = early or step >= run.max_steps
     if done or (step % run.eval_every == 0 and step > first_step):
-        if main and step > first_step and early:        # whoever stops us may not wait for an evaluation
+        if is_main and step > first_step and early:     # whoever stops us may not wait for an evaluation
             save()
             say(f'stopped at step {step:,}; go on with: python train.py --resume --out_dir={run.out_dir}')
-        elif main and step > first_step:
+        elif is_main and step > first_step:
             val_loss = evaluate()
             best_loss = min(best_loss, val_loss)
             save()
@@ -369,7 +368,7 @@ while True:
             bpb = ''.join(f'| {name.replace("_", " ")} {x:.4f} '
                           for name, x in bits_per_byte(val_bpb=val_loss, best_bpb=best_loss).items())
             say(f'eval {step:>7,}/{run.max_steps:,} | val loss {val_loss:.4f} {bpb}| saved {ckpt_path}')
-            if shares := held_out.report(reader, config.block_size, run.batch_size // run.grad_accum):
+            if shares := val_task.report(reader, config.block_size, run.batch_size // run.grad_accum):
                 log(step=step, report=shares)
                 say('answers right, %: ' + '  '.join(f'{what} {100 * share:.0f}' for what, share in shares.items()))
             if run.sample_tokens and bpb:
@@ -385,11 +384,12 @@ while True:
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group['lr'] = lr * group['lr_scale']
-    place = step % rows.steps                           # in rows that are read in several steps
-    progress = 1.0 if run.init_from else (step - place) / run.max_steps             # lessons are for beginners
+    place = step % rows.steps                           # of this step in its rows, with --carry
+    progress = 1.0 if run.init_from else (step - place) / run.max_steps     # tasks may begin with lessons for beginners
     batch = {name: x[rank::world].to(device) for name, x in rows.at(step, progress).items()}
     loss, states, carried = torch.zeros((), device=device), [], carried if place else None
-    for part_loss, state, grads in cores.map(forward_backward, parts, carried and constants(carried)):
+    kind = carried and constants(carried)               # code is compiled for these: parts of a new kind go alone
+    for part_loss, state, grads in cores.map(forward_backward, parts, kind):
         loss += part_loss
         states.append(state)
         for p, g in zip(params, grads):                 # in the order of the parts: the sum is always the same
@@ -405,7 +405,7 @@ while True:
 
     # step, with the levels whose time it is
     loss = loss.item()
-    with moving(raw_model, step) as moved:
+    with moving(raw_model, step) as moved:              # with one level an ordinary step
         grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
         if not math.isfinite(loss) or not math.isfinite(grad_norm):
             raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved '
@@ -434,7 +434,7 @@ while True:
 # -----------------------------------------------------------------------------
 # summary
 
-if main and step > first_step and not early:
+if is_main and step > first_step and not early:
     print('\ntraining loss, nats per token' + ', as the task weighs them' * (not task.is_text))
     print(draw_curve(losses))
     counted = max(1, step - first_step - 1) * run.batch_size * config.block_size

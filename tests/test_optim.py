@@ -338,6 +338,12 @@ def test_state_dict(kind, dtype, tmp_path):
     assert torch.equal(p, whole[-1])
 
 
+def test_a_group_for_a_parameter_that_is_not_there_is_refused(monkeypatch):
+    monkeypatch.setattr(Hope, 'groups', {'embed.wait': 'vector'})
+    with pytest.raises(AttributeError, match='wait'):
+        optim.param_groups(Hope(Config(n_layer=1, n_embd=16, n_head=2)), 0.1, 1.0)
+
+
 @pytest.mark.parametrize('knobs', [{}, {'tie_head': True}, {'mixer': 'attention', 'cms_periods': '1,2'}])
 def test_every_parameter_has_one_optimizer(knobs):
     model = Hope(Config(**{'vocab_size': 11, 'n_layer': 2, 'n_embd': 16, 'n_head': 2, **knobs}))
