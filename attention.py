@@ -5,8 +5,8 @@ Softmax attention: the non-parametric memory, which keeps the pairs themselves. 
 
 Keys are rotated once, at the absolute position of their token, and kept rotated. With gradients on, new pairs are
 concatenated with those from before, as autograd needs every version. With gradients off they are written behind them,
-into a buffer that doubles when it is full, so a token reads all pairs and copies none. A state is a value all the same:
-it may be read on from twice, cut into rows, expanded, saved.
+into a buffer that moves to one twice as long when it is full, so a token reads all pairs and hardly ever copies them. A
+state is a value all the same: it may be read on from twice, split into rows, expanded, saved.
 
 Does NOT include: fewer key heads than query heads, a learned number of tokens to see.
 
@@ -90,7 +90,8 @@ def append(kv, new, end):
 
     kv may be a view of a longer buffer (B, 2, H, length, Dk) with room behind its pairs. end is a list of one number,
     shared by all states in that buffer: how many of its length are taken. If kv does not end there, somebody else has
-    gone on from the same state. Then, or without room, kv moves to a new buffer of twice the length; None is no buffer.
+    gone on from the same state. Then, or without room, kv moves to a new buffer, with as much room again; None is no
+    buffer.
     """
     B, _, H, S, Dk = kv.shape
     T, length = new.shape[3], kv.stride(2) // Dk
@@ -98,7 +99,7 @@ def append(kv, new, end):
     rows_apart = kv.stride(0) == 2 * H * length * Dk            # not so when one row was expanded to many
     same_mode = kv.is_inference() == torch.is_inference_mode_enabled()              # or torch refuses to write
     if not (end and end[0] == stop and stop + T <= length and rows_apart and same_mode):
-        buffer = kv.new_empty(B, 2, H, 2 * (S + T), Dk)
+        buffer = kv.new_empty(B, 2, H, max(2 * S, S + T), Dk)
         buffer[:, :, :, :S] = kv
         kv, end = buffer[:, :, :, :S], [S]
     kv = kv.as_strided((B, 2, H, S + T, Dk), kv.stride(), kv.storage_offset())

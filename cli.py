@@ -22,10 +22,10 @@ import subprocess
 import sys
 
 
-# options that earlier versions had
-RENAMED = {'chunk_size': 'is now --tile', 'form': 'is now a part of --data, as in --data=niah:full',
-           'cms_inner': 'is gone: the levels move by gradient descent alone',
-           'cms_meta': 'is gone: what training learns about the moves is of first order'}
+# options that earlier versions had: what takes their place, if anything does, and what to say
+RENAMED = {'chunk_size': ('tile', 'is now --tile'), 'form': ('data', 'is now a part of --data, as in --data=niah:full'),
+           'cms_inner': ('', 'is gone: the levels move by gradient descent alone'),
+           'cms_meta': ('', 'is gone: what training learns about the moves is of first order')}
 
 
 class UserError(Exception):
@@ -86,8 +86,8 @@ def read_args(classes, argv, positional=None, hidden=()):
             key, sep, text = positional, '=', word
         else:
             raise UsageError(f"'{word}' is not understood; options are written --key=value, and --help lists them")
-        if key not in fields and key in RENAMED:
-            raise UsageError(f'--{key} {RENAMED[key]}')
+        if key not in fields and key in RENAMED and RENAMED[key][0] in ('', *fields):
+            raise UsageError(f'--{key} {RENAMED[key][1]}')
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
             hint = f', did you mean --{near[0]}?' if near else '; --help lists them all'

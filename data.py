@@ -148,8 +148,8 @@ def load_documents(data, suffix=''):
     elif os.path.exists(data):
         documents = [(os.path.basename(data), read_file(data))]
     else:
-        raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, english, "
-                        "shakespeare, fineweb, pip:NAME, niah, recall, or the path of a file or a folder")
+        raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, english, shakespeare, "
+                        "fineweb, pip:NAME, or the path of a file or a folder; in train.py also niah and recall")
     n_bytes = sum(len(text) for _, text in documents)
     if n_bytes < 2:             # one byte to train on, one to hold out
         raise UserError(f"{data} holds {n_bytes} bytes of text{' in *' * bool(suffix)}{suffix}: too little to train on")
@@ -287,7 +287,7 @@ class Text:
         """
         if len(self.tokens) < T + 1:
             raise UserError(f"the data has {len(self.tokens)} tokens and one window takes {T + 1}: use --block_size="
-                            f"{max(1, len(self.tokens) - 1)} or smaller, a smaller --carry, or more data")
+                            f"{max(1, len(self.tokens) - 1)} or smaller, a smaller --carry if there is one, or more data")
         starts = torch.randint(len(self.tokens) - T, (n,), generator=generator).numpy()
         windows = torch.from_numpy(self.tokens[starts[:, None] + np.arange(T + 1)].astype(np.int64))     # (n, T + 1)
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), None

@@ -160,13 +160,13 @@ def load_learner(checkpoint, device='cpu', chunks='', step=-1.0):
     trained with, else 128 tokens for the fastest level and four times as many for each one after it. step: the inner
     step size of all levels; below 0 they keep what they learned.
     """
-    config = checkpoint['config']
+    config = dict(checkpoint['config'])
     levels = build([Config], config)[0].n_level
     config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
     if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
         config['cms_topology'] = 'stacked'
     build([Config], config)                                     # what is wrong with these is said as such
-    model = load_model(checkpoint, device)
+    model = load_model(checkpoint | {'config': config}, device)
     if step >= 0:
         model.log_step.data.fill_(math.log(step) if step else -math.inf)
     return Learner(model)
@@ -176,6 +176,7 @@ def load_learner(checkpoint, device='cpu', chunks='', step=-1.0):
 # memory files: the state of a reader that learns, and whose it is
 
 MEMORY_FORMAT = 'nested-learning-memory-2'
+STATE = ('recurrent', 'anchor', 'pending', 'delta', 'gathered', 'learned')      # of cms.learn's, all but its trace
 
 
 def owner(checkpoint):
@@ -200,7 +201,7 @@ def save_memory(path, whose, reader, tokens, state):
         if isinstance(x, (list, dict)):
             return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
         return x.detach().clone() if torch.is_tensor(x) else x
-    state = copy({key: x for key, x in state.items() if key != 'trace'})
+    state = copy({key: state[key] for key in STATE})
     save_checkpoint(path, {'owner': whose, 'cms_chunks': reader.config.cms_chunks, 'next': tokens, 'state': state},
                     MEMORY_FORMAT)
 
@@ -215,6 +216,8 @@ def load_memory(path, whose, chunks='', device='cpu'):
         if saved['owner'].get(what) != value:
             raise UserError(f"{path} belongs to another model: its {what} is {saved['owner'].get(what)}, that of this "
                             f'one is {value}')
+    if {*saved['state']} != {*STATE}:
+        raise UserError(f'{path} is damaged: it holds no state that a reader could go on from')
     if chunks not in ('', saved['cms_chunks']):
         raise UserError(f"{path} was kept with --cms_chunks={saved['cms_chunks']}, not {chunks}")
     return saved

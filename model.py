@@ -15,7 +15,8 @@ A reader is what is called like that: the model as it is, or cms.Learner(model),
 
 Does NOT include: dropout (small models on one pass over their data do not need it).
 
-Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A model's state: L flat dicts of tensors.
+Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A model's state: L flat dicts of tensors, and
+of a few plain numbers.
 """
 import math
 from dataclasses import dataclass
@@ -180,6 +181,9 @@ class Hope(nn.Module):
         mixers, MLPs            say it themselves; what comes out of them, normal, std 1 / sqrt(fan_in branches): the
                                 residual branches together add variance 1
         """
+        said_here = {name: p for name, p in self.named_parameters() if 'norm' not in name}
+        for p in said_here.values():
+            p.fill_(math.nan)
         D, branches = self.config.n_embd, sum(1 + len(block.cms.levels) for block in self.blocks)
         if self.log_step is not None:
             self.log_step.fill_(math.log(self.config.cms_step) if self.config.cms_step else -math.inf)
@@ -189,6 +193,8 @@ class Hope(nn.Module):
             block.cms.init_weights(branches)
         if not self.config.tie_head:
             self.head.weight.normal_(std=1 / D)
+        for name, p in said_here.items():
+            assert not p.isnan().any(), f'nobody says how {name} starts'
 
     def init_state(self, batch_size, device=None):
         """The empty state: what forward starts from when it is given none."""

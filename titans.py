@@ -184,13 +184,13 @@ class DeepMemory(MemoryLayer):
     def forward(self, x, state=None):
         gates = [None if gate is None else at_least_float32(gate(x)) for gate in (self.alpha, self.beta, self.mu)]
         with torch.autocast(x.device.type, enabled=False):
-            y, state = self.read([self.qkv(x), *gates], state or self.init_state(len(x), x.device))
+            y, state = self.read([self.qkv(x), *gates], state)
         return self.emit(y, x), state
 
     @torch.compiler.disable(recursive=False)        # several_chunks alone is compiled: per shape, not per call
     def read(self, inputs, state):
         """Chunk after chunk. inputs: qkv (B, T, 3 D), alpha, beta, mu (B, T, H) or None -> y (B, H, T, d), state"""
-        o, state, y = self.config, dict(state), []
+        o, state, y = self.config, dict(state or self.init_state(len(inputs[0]), inputs[0].device)), []
         place, weights = state.pop('place'), Weights(o, self.starts(), self.conv, self.beta_shift, self.blend)
         sizes = parts(o, *inputs[0].shape[:2], place, inputs[0].device)
         # split, because the backward of every slice x[:, t:t + n] would fill a gradient of x's size with zeros; the

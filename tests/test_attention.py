@@ -165,7 +165,24 @@ def test_a_token_does_not_copy_what_was_read():
         state = layer(x[:, t:t + 1], state if t else None)[1]
         storage = state['kv'].untyped_storage()
         moves, last, largest = moves + (storage.data_ptr() != last), storage.data_ptr(), max(largest, storage.nbytes())
-    assert moves <= 5 + 200 / WINDOW and largest <= 2 * WINDOW * 2 * 2 * 16 * 8, 'no buffer is longer than two windows'
+    token = 2 * 2 * 16 * 8                                          # bytes: two rows, a key and a value
+    assert moves <= 5 + 200 / WINDOW and largest <= 2 * WINDOW * token, 'no buffer is longer than two windows'
+    for part in x.split(WINDOW, dim=1):
+        state = layer(part, state)[1]
+        assert state['kv'].untyped_storage().nbytes() <= 2 * WINDOW * token, 'nor where a window is read at a time'
+
+
+@torch.no_grad()
+def test_mixed_precision():
+    """Under autocast keys and values are kept as values are, in bfloat16; a cache from before in float32 joins them."""
+    layer, x = layer_and_input()
+    layer, x = layer.float(), x.float()
+    want = layer(x)[0]
+    _, before = layer(x[:, :10])
+    with torch.autocast('cpu', dtype=torch.bfloat16):
+        y, state = read(layer, x[:, 10:], [1] * 35, before)
+    assert state['kv'].dtype == torch.bfloat16
+    assert_near('y', y.float(), want[:, 10:], 3e-2)
 
 
 def test_a_position_far_out_loses_nothing():

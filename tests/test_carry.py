@@ -26,6 +26,18 @@ def test_the_parts_of_a_row_are_the_row():
                 assert parts[1][name].is_contiguous()
 
 
+def test_a_task_hears_how_far_training_is():
+    class Listening(Text):
+        def batch(self, n, T, generator, progress=1.0):
+            heard.append(progress)
+            return super().batch(n, T, generator)
+    heard = []
+    rows = Rows(Listening(TEXT.tokens), 2, 16, 2, rng())
+    for step in range(6):
+        rows.at(step, (step - step % 2) / 6)
+    assert heard == [0, 2 / 6, 4 / 6], 'once for every row'
+
+
 def test_rows_are_gone_on_with_where_a_run_stopped():
     for stop in range(1, 9):
         whole, again = Rows(RECALL, 2, 16, 3, rng()), Rows(RECALL, 2, 16, 3, rng(5))

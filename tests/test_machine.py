@@ -7,13 +7,14 @@ import pickle
 
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, assert_near
 from test_model import ids, tiny
 from test_scripts import inside
 
 from cli import UserError, atomic_write
 from cms import Learner
-from machine import KEYS, load_checkpoint, load_learner, load_model, save_checkpoint
+from machine import (KEYS, MEMORY_FORMAT, load_checkpoint, load_learner, load_memory, load_model, owner,
+                     save_checkpoint, save_memory)
 
 
 def test_no_two_files_import_each_other():
@@ -62,6 +63,32 @@ def test_a_model_and_a_tokenizer_of_different_sizes(tmp_path):
     save_checkpoint(tmp_path / 'ckpt.pt', saved(tiny(vocab_size=300)) | {'run': {'tokenizer': 'bytes'}})
     with pytest.raises(UserError, match='knows 300 tokens, but its tokenizer bytes has 257'):
         inside('sample.py', 'x', f'--out_dir={tmp_path}', '--device=cpu')
+
+
+@torch.no_grad()
+def test_a_memory_file_is_read_on_from_by_its_own_model_alone(tmp_path):
+    """Two readings with a file between them are one, and nobody else's file, nor half of one, is taken."""
+    checkpoint, path = saved(tiny('hope', memory_chunk=4)), str(tmp_path / 'me.pt')
+    reader, whose, text = load_learner(checkpoint, chunks='8').eval(), owner(checkpoint), ids(1, 61)
+    want = reader(text)[0]
+    state = reader(text[:, :40])[2]
+    assert state['trace'], 'it stands at the end of a chunk'
+    save_memory(path, whose, reader, [7], state)
+    kept = load_memory(path, whose)
+    assert kept['next'] == [7] and kept['cms_chunks'] == '8' and 'trace' not in kept['state']
+    assert_near('logits', reader(text[:, 40:], state=kept['state'])[0], want[:, 40:], 1e-5)
+
+    with_steps = checkpoint | {'model': reader.model.state_dict()}
+    assert 'log_step' in with_steps['model'] and owner(with_steps) == whose, 'a step size is not part of who remembers'
+    for other in (whose | {'step': 9}, whose | {'weights': 'x'}):
+        with pytest.raises(UserError, match='belongs to another model'):
+            load_memory(path, other)
+    with pytest.raises(UserError, match='--cms_chunks=8, not 16'):
+        load_memory(path, whose, chunks='16')
+    save_checkpoint(path, {**kept, 'state': {}}, MEMORY_FORMAT)
+    with pytest.raises(UserError, match='damaged'):
+        load_memory(path, whose)
+    assert checkpoint['config']['cms_chunks'] == '', 'the checkpoint stays what it was'
 
 
 class Evil:

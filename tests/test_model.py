@@ -1,4 +1,6 @@
 """The model around the memories: splits, generation, sampling, losses, errors that say why."""
+from dataclasses import make_dataclass
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from conftest import assert_near
 from cli import UsageError, UserError, read_args
 from memory import RECURRENT
 from model import MIXERS, Config, Hope, read, sample, state_bytes, stream
+from titans import DEEP
 
 
 def tiny(mixer='gated_deltanet', **kwargs):
@@ -175,4 +178,33 @@ def test_former_names_are_refused_with_a_hint():
     for word, hint in (('--chunk_size=8', 'is now --tile'), ('--form=full', '--data=niah:full'),
                        ('--cms_inner=gd', 'is gone')):
         with pytest.raises(UsageError, match=hint):
-            read_args([Config], [word])
+            read_args([Config, make_dataclass('Run', [('data', str, 'python')])], [word])
+    with pytest.raises(UsageError, match='unknown option --form'):      # of no use where nothing takes its place
+        read_args([Config], ['--form=full'])
+
+
+@pytest.mark.parametrize('mixer', ['hope', 'titans', 'gated_deltanet', 'attention'])
+def test_initial_values(mixer):
+    """The sizes that the docstrings promise; and nobody starts as what the memory happened to hold."""
+    model = Hope(Config(mixer=mixer, n_layer=8, n_embd=128, n_head=4))
+    block, layer, branches = model.blocks[3].cms.levels[0], model.blocks[3].mixer, 16
+    for p, std in ((layer.qkv.weight, 128 ** -0.5), (layer.out.weight, (128 * branches) ** -0.5),
+                   (block.up.weight, 128 ** -0.5), (block.out.weight, (block.out.in_features * branches) ** -0.5),
+                   (model.embed.weight, 1), (model.head.weight, 1 / 128)):
+        assert abs(p.std().item() / std - 1) < 0.05 and abs(p.mean().item()) < 0.05 * std
+    if mixer != 'attention':
+        taps = layer.conv.mean(-1)
+        assert (taps[:-1].abs() < 0.1).all() and abs(taps[-1] - 1) < 0.1 and abs(layer.conv[0].std() / 0.3 - 1) < 0.2
+        tokens = 1 / (1 - torch.sigmoid(layer.alpha.bias))
+        assert torch.allclose(tokens, torch.logspace(3, 8, 4, base=2), rtol=1e-3) and not layer.alpha.weight.any()
+        assert not layer.beta.weight.any() and not layer.beta.bias.any()
+    if mixer in DEEP:
+        assert not layer.out_0.any() and abs(layer.W2_0.std() - 1) < 0.05, 'nothing is answered before it was written'
+        assert set(layer.beta_shift.flatten().tolist()) <= {-3.0, 0.0, -8.0}
+        assert mixer == 'titans' or not layer.gates_0.any() and (layer.blend == 0.1).all()
+
+
+def test_a_parameter_that_nobody_starts_is_noticed(monkeypatch):
+    monkeypatch.setattr('attention.Attention.init_weights', lambda self, branches: None)
+    with pytest.raises(AssertionError, match='nobody says how blocks.0.mixer.qkv.weight starts'):
+        tiny('attention')

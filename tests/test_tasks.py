@@ -88,11 +88,23 @@ def test_rows_are_a_matter_of_their_generator(task):
     assert not torch.equal(one[0], rows(generator)[0]), 'the generator goes on'
 
 
+def test_a_corpus_may_be_limited_by_suffix(tmp_path):
+    for name, text in (('a.py', 'x = 1\n'), ('b.txt', 'some words. ')):
+        (tmp_path / name).write_text(100 * text)
+    assert tasks.load(str(tmp_path), suffix='.txt', quiet=True)[3]['bytes'] == 1200
+
+
 def test_rows_that_are_held_out(task):
     idx, targets = task.held_out(3, 320, torch.Generator().manual_seed(0))
     assert idx.shape == targets.shape == (3, 320) and (targets >= 0).any()
     if has_answers(task):
-        assert not torch.equal(idx, task.batch(3, 320, torch.Generator().manual_seed(0))[0]), 'not what is trained on'
+        trained_on = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            assert not torch.equal(idx, task.batch(3, 320, trained_on)[0]), 'not what is trained on'
+        held = torch.Generator().manual_seed(0)
+        task.held_out(3, 320, held)
+        assert not torch.equal(task.held_out(3, 320, held)[0], idx), 'other rows every time'
+        assert not torch.equal(task.batch(3, 320, held)[0], task.held_out(3, 320, held)[0])
 
 
 def test_a_report(task):
