@@ -287,7 +287,7 @@ class Text:
         """
         if len(self.tokens) < T + 1:
             raise UserError(f"the data has {len(self.tokens)} tokens and one window takes {T + 1}: use --block_size="
-                            f"{max(1, len(self.tokens) - 1)} or smaller, a smaller --carry if there is one, or more data")
+                            f"{max(1, len(self.tokens) - 1)} or smaller, a smaller --carry if any, or more data")
         starts = torch.randint(len(self.tokens) - T, (n,), generator=generator).numpy()
         windows = torch.from_numpy(self.tokens[starts[:, None] + np.arange(T + 1)].astype(np.int64))     # (n, T + 1)
         return windows[:, :-1].contiguous(), windows[:, 1:].contiguous(), None
