@@ -21,11 +21,12 @@ with a hidden layer, ttt_mlp, titans and hope, are two such recurrences or three
 
     python memory.py           how well each of them recalls stored pairs as their number grows past the key width
 
-A new linear one is a name in RECURRENT, a case in `remember` and the gates that it takes (Recurrent). Any other is a
-layer like attention.py's: init_weights(branches) fills every parameter, init_state and forward keep a flat dict of
-tensors, batch first, which nobody changes in place; flops(T) counts per token what is no weight matrix; `groups` names
-parameters of two axes that are no matrices (optim.param_groups). model.MIXERS names it, and the tests take it up from
-there: python -m pytest -q -k NAME.
+A new linear one is a name in RECURRENT, a case in `remember`, the gates that it takes (Recurrent), and the formula of
+its paper, a function of that name in tests/test_memory.py, which it is tested against. Any other is a layer like
+attention.py's: init_weights(branches) fills every parameter, init_state and forward keep a flat dict of tensors, batch
+first, which nobody changes in place; flops(T) counts per token what is no weight matrix; `groups` names parameters of
+two axes that are no matrices (optim.param_groups). model.MIXERS names it, and the tests take it up from there: python
+-m pytest -q -k NAME.
 
 Does NOT include: feature maps and denominators of linear attention, RetNet's rotation, gates per channel (GLA, KDA).
 
@@ -209,10 +210,11 @@ class Recurrent(MemoryLayer):
         return self.emit(y, x), memory | {'conv': tail}
 
     def flops(self, T):
-        """Forward FLOPs per token beyond the weights: within a chunk (C/2 keys seen on average), and with the state."""
+        """Forward FLOPs per token beyond the weights: in a tile, half its keys seen on average, and with the state."""
         D, Dk = self.out.in_features, self.out.in_features // self.n_head
-        C = min(T, TTT_CHUNK if self.rule == 'ttt' else self.tile)
-        within = 2 * D * C / 2 * (4 if 'delta' in self.rule else 2)                 # q k^T, scores v; k k^T, inverse
+        tile = min(T, TTT_CHUNK if self.rule == 'ttt' else self.tile)
+        erases = self.rule in ('deltanet', 'gated_deltanet')
+        within = 2 * D * tile / 2 * (4 if erases else 2)                            # q k^T, scores v; k k^T, inverse
         return within + 2 * D * Dk * (2 if self.beta is None else 3)                # read, write; the old answer
 
 

@@ -61,8 +61,9 @@ def cell_ref(layer, x):
 def head_ref(layer, i, q, z, v, ax, bx, mu):
     """
     cell_ref for head i: q, z, v (T, d), ax, bx, mu (T,) what x says of its gates, before the sigmoid -> y (T, d). The
-    five equations of the README, with ξ the start of the token's chunk and 0 the learned start. W holds all weights, by
-    layer ('in', 'out') and memory ('mem' is read, 'k', 'v', 'q' generate, 'gates' is one layer of two rows).
+    five equations of the README, with ξ the start of the token's chunk and 0 the learned start. W holds all weights by
+    layer and memory: 'mem' is read, 'k', 'v', 'q' generate. W['in', M] is W2, of 'gates' the rows g; W['out', M] is W1,
+    of 'mem' U, whose columns for the hidden layer are its W1.
     """
     o, names, y = layer.config, generated(layer.config), []
     W_0, shift = head_weights(layer, i)
@@ -86,17 +87,18 @@ def head_ref(layer, i, q, z, v, ax, bx, mu):
         α, β_logit = retain(ax[t] + g[0], o.gate_floor) if o.forget else 1, bx[t] + g[1]
         k, before = own['k'], dict(W)
 
-        def write(at, e, s, skip=0):
-            # 4   W ← W⁻ + β' (e - W⁻ s) sᵀ / |s|²,   W⁻ = W_0 + α (W - W_0),   s the layer's input
+        def write(at, e, s, r=0):
+            # 4   W ← W⁻ + β' (e - W⁻ s - r) sᵀ / |s|²,   W⁻ = W_0 + α (W - W_0),   s the layer's input
             rate = write_rate(β_logit + shift['out', 'mem'], o.gate_floor, shift[at] - shift['out', 'mem'])     # β'
             rate = rate * (2 if o.negative_eigenvalues else 1) / s.square().sum().clamp(min=1e-6)
             if o.objective == 'l2' and not o.dgd:       # a chunk's gradients add up: C equal ones must not overshoot
                 rate = rate * 2 / o.projection_chunk
-            decayed, start = W_0[at] + α * (W[at] - W_0[at]), o.dgd * (W_0[at] @ s + skip)
-            W[at] = decayed + rate * torch.outer(e - o.dgd * (decayed @ s + skip), s)
-            if mu is not None:                          # momentum gathers all but what erases what was written
-                P[at] = mu[t].sigmoid() * P[at] + (1 - mu[t].sigmoid()) * rate * torch.outer(e - start, s)
-                W[at] = W[at] + P[at] - rate * torch.outer(e - start, s)
+            decayed = W_0[at] + α * (W[at] - W_0[at])
+            W[at] = decayed + rate * torch.outer(e - o.dgd * (decayed @ s + r), s)
+            if mu is not None:                          # momentum gathers e less the learned start's answer, which is
+                now = rate * torch.outer(e - o.dgd * (W_0[at] @ s + r), s)      # what stays if nothing was written
+                P[at] = mu[t].sigmoid() * P[at] + (1 - mu[t].sigmoid()) * now
+                W[at] = W[at] + P[at] - now
 
         for j, name in enumerate(('mem', *names)):
             # 2   v̂ = unit(v + λ M_ξ(v))              for every memory M its own value, and tanh(g_ξ·v) for every gate
@@ -106,8 +108,8 @@ def head_ref(layer, i, q, z, v, ax, bx, mu):
             l2, dot = (answer - value).square().sum() / 2, -(answer @ value)
             inner, outer = (l2 if o.objective == 'l2' or regress else dot for regress in (o.dgd, False))
             write(('in', name), o.dgd * u - grad(inner, u)[0], k)
-            write(('out', name), -grad(outer, answer)[0], x, skip=0 if name == 'mem' else k)
-        if 'g' in o.adaptive:                           # e = v̂ here too; without DGD, in l2, the error at the start
+            write(('out', name), -grad(outer, answer)[0], x, r=0 if name == 'mem' else k)
+        if 'g' in o.adaptive:                           # e = v̂ here too; in l2 without DGD, v̂ less the answer at ξ
             u = ξ['in', 'gates'] @ k
             write(('in', 'gates'), (ξ['in', 'gates'] @ own['v']).tanh() - (o.objective == 'l2' and not o.dgd) * u, k)
 

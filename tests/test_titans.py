@@ -10,7 +10,7 @@ from kernels import delta_rule, hidden, mlp_memory, mlp_memory_grad, mlp_memory_
 from machine import compiled
 from memory import qkv_streams, unit
 from model import Config, Hope
-from titans import DEEP, cell_ref
+from titans import DEEP, cell_ref, head_weights
 
 
 def test_mlp_memory_grad():
@@ -59,6 +59,38 @@ def test_the_equations_of_the_readme_stand_in_the_cell_in_their_order():
     assert [number for number, _ in equations] == [number for number, _ in beside] == list('12345')
     for (_, equation), (_, comment) in zip(equations, beside):
         assert equation.startswith(comment) and len(comment) > 10, f'{comment!r} is not what the README says'
+
+
+@torch.no_grad()
+def test_the_equations_of_the_readme_are_what_is_computed():
+    """As they are printed, the inner gradients by their formulas, for the first head of the default cell."""
+    layer, x = deep_layer()
+    (y, _), (q, z, v0) = layer.read([layer.qkv(x), layer.alpha(x), layer.beta(x), None], None), unit_streams(
+        layer, layer.qkv(x))
+    W_0, shift = head_weights(layer, 0)
+    W = dict(W_0)
+    for t in range(x.shape[1]):
+        xi = dict(W) if t % 4 == 0 else xi                                                      # noqa: F821
+
+        def M(W, name, s):
+            h = hidden(W['in', name] @ s)
+            return W['out', name] @ torch.cat([s, h]) if name == 'mem' else s + W['out', name] @ h
+        g, ax, bx = xi['in', 'gates'], layer.alpha(x)[0, t, 0], layer.beta(x)[0, t, 0]
+        k, v = unit(M(xi, 'k', z[0, 0, t])), unit(M(xi, 'v', v0[0, 0, t]))                      # 1
+        alpha, beta = torch.sigmoid(ax + g[0] @ z[0, 0, t]), bx + g[1] @ z[0, 0, t]
+        todo = [(('in', 'gates'), torch.tanh(g @ v), k, 0)]
+        for j, name in enumerate(('mem', 'k', 'v')):
+            value = unit(v + layer.blend[0, j] * M(xi, name, v))                                # 2
+            u, W1 = xi['in', name] @ k, xi['out', name][:, -5:]
+            slope = torch.sigmoid(u) * (1 + u * (1 - torch.sigmoid(u))) / 5 ** 0.5
+            todo.append((('in', name), u + slope * (W1.mT @ (value - M(xi, name, k))), k, 0))   # 3
+            s = torch.cat([k, hidden(u)]) if name == 'mem' else hidden(u)
+            todo.append((('out', name), value, s, 0 if name == 'mem' else k))
+        for at, e, s, r in todo:                                                                # 4
+            decayed = W_0[at] + alpha * (W[at] - W_0[at])
+            step = torch.sigmoid(beta + shift[at]) * torch.outer(e - decayed @ s - r, s) / s.square().sum()
+            W[at] = decayed + step
+        assert_near('y', M(W, 'mem', q[0, 0, t]), y[0, 0, t], 1e-10)                            # 5
 
 
 @pytest.mark.parametrize('switch', SWITCHES, ids=str)
