@@ -8,16 +8,19 @@ What the machine needs: devices, compiling, the cores of a CPU; checkpoints, mem
 Files hold plain types and tensors only, so that loading one never runs code from it, and are written whole or not at
 all. A checkpoint is what train.py goes on from, a memory file what sample.py --learn does: a reader's state on disk.
 
-Does NOT include: several devices (torchrun, in train.py), files of former formats.
+Does NOT include: how a batch is cut over several devices (torchrun, in train.py), files of former formats.
 """
+import datetime
 import hashlib
 import logging
 import math
+import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.distributed as dist
 
 from cli import UserError, atomic_write, build
 from cms import Learner
@@ -51,6 +54,23 @@ def peak_memory(device):
     except ImportError:                                         # Windows
         return math.nan
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
+
+
+def first_to_fail():
+    """
+    Whether no other process of this run has failed yet; one at a time may ask, and only one hears yes. What one of
+    several meets (torchrun) most often all meet, and those that wait for it lose their connection: said once, it can be
+    read. They ask the store that they found each other by, which outlives them.
+    """
+    env = os.environ
+    if 'TORCHELASTIC_RUN_ID' not in env:
+        return True
+    try:
+        store = dist.TCPStore(env['MASTER_ADDR'], int(env['MASTER_PORT']), is_master=False, wait_for_workers=False,
+                              timeout=datetime.timedelta(seconds=5))
+        return store.add(f"failed, try {env.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except RuntimeError:                                        # nobody keeps one, or it is gone with who kept it
+        return env['RANK'] == '0'
 
 
 def compiled(model):

@@ -37,12 +37,13 @@ from cli import (UsageError, UserError, atomic_write, build, check, git_commit, 
                  read_file, remove_file)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
-from machine import Cores, compiled, describe, load_checkpoint, load_model, peak_memory, pick_device, save_checkpoint
+from machine import (Cores, compiled, describe, first_to_fail, load_checkpoint, load_model, peak_memory, pick_device,
+                     save_checkpoint)
 from model import SIZES, Config, Hope
 from optim import NAMES, make_optimizers
 from titans import DEEP
 
-one_line_errors()
+one_line_errors(first_to_fail)
 
 # -----------------------------------------------------------------------------
 # knobs
@@ -154,6 +155,7 @@ rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if ddp el
 is_main = rank == 0                                     # the process that prints, evaluates and writes
 if ddp:                                                 # the others wait while it downloads, or learns a tokenizer
     dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))
+    one_line_errors(first_to_fail)                      # torch has put a hook of its own in the place of ours
     if device == 'cuda':
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
