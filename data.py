@@ -33,7 +33,7 @@ import numpy as np
 import torch
 
 from cli import UserError, atomic_write, one_line_errors, read_file
-from tokenizer import encode, get_tokenizer, token_type, vocabulary
+from tokenizer import digest, encode, get_tokenizer, token_type, vocabulary
 
 DOWNLOADS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'downloads')
 MEMMAP_BYTES = 64 << 20         # token arrays that may grow larger than this live in a file
@@ -199,8 +199,7 @@ def tokenize(documents, enc):
 
 def tokens_on_disk(parts, enc, folder, sha256):
     """{split: documents} to [memory-mapped tokens], reused if they are in folder from the same text and tokenizer."""
-    ranks = hashlib.sha256(repr(vocabulary(enc)).encode()).hexdigest()
-    made_from = json.dumps(dict(text=sha256, tokenizer=enc.name, ranks=ranks)).encode()
+    made_from = json.dumps(dict(text=sha256, tokenizer=enc.name, ranks=digest(enc))).encode()
     paths, note = [os.path.join(folder, f'{split}.tokens') for split in parts], os.path.join(folder, 'tokens.json')
     if not all(map(os.path.exists, [note, *paths])) or read_file(note) != made_from:
         write_file(note, [b'{}'])       # should we be stopped half way, it must not vouch for what is there
@@ -220,11 +219,11 @@ def sample(documents, n_bytes):
     return [text[:n_bytes] for _, text in documents[::max(1, step)]]
 
 
-def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fresh=False):
+def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=None):
     """
     data, tokenizer, suffix     as on the command line, see the top of this file
-    directory                   the run's folder: tokenizer.bpe and the tokens of a large corpus live there
-    fresh                       a new run: learn the tokenizer although the folder holds one
+    directory                   the run's folder: the tokens of a large corpus live there
+    enc                         the tokenizer, where there is one already; else a bpe:N is learned from the text
     returns train, val          1-D arrays of token ids (memory-mapped if large), an end of text before each document
             enc                 the tiktoken.Encoding
             info                name, files, bytes (of text), sha256, train_tokens, val_tokens, and bytes_per_token of
@@ -235,21 +234,21 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fre
     if given_tokens and tokenizer != 'gpt2':    # said before 400 MB are downloaded
         raise UserError(f"{data} is made of gpt2 tokens: use --tokenizer=gpt2")
     if given_tokens:
-        enc = get_tokenizer(tokenizer)          # before the download too
+        enc = enc or get_tokenizer(tokenizer)   # before the download too
         train, val, named = load_token_files(data)
     else:
         named, splits = load_documents(data, suffix)
         parts = {which: [doc for doc, split in zip(named, splits) if split == which] for which in ('train', 'val')}
-        enc = get_tokenizer(tokenizer, directory, sample(parts['train'], BPE_BYTES), fresh)
-    digest = hashlib.sha256()
+        enc = enc or get_tokenizer(tokenizer, texts=sample(parts['train'], BPE_BYTES))
+    total = hashlib.sha256()
     for name, content in named:
-        digest.update(f'{name}\0{len(content)}\0'.encode('utf-8', 'surrogateescape'))
-        digest.update(content)
+        total.update(f'{name}\0{len(content)}\0'.encode('utf-8', 'surrogateescape'))
+        total.update(content)
 
     if given_tokens:
         pass
     elif sum(len(text) for _, text in named) * token_type(enc).itemsize > MEMMAP_BYTES:     # at worst a token per byte
-        train, val = tokens_on_disk(parts, enc, DOWNLOADS if directory is None else directory, digest.hexdigest())
+        train, val = tokens_on_disk(parts, enc, DOWNLOADS if directory is None else directory, total.hexdigest())
     else:
         train, val = [np.concatenate(list(tokenize(documents, enc))) for documents in parts.values()]
     lengths, n_bytes = np.array([len(token) for token in vocabulary(enc)]), []
@@ -260,7 +259,7 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fre
             raise UserError(f"{data} has token {tokens.max()}, {tokenizer} ends at {enc.n_vocab - 1}: wrong tokenizer")
         n_bytes.append(sum(int(lengths[tokens[i:i + (1 << 20)]].sum()) for i in range(0, len(tokens), 1 << 20)))
 
-    info = dict(name=data, files=len({name for name, _ in named}), bytes=sum(n_bytes), sha256=digest.hexdigest(),
+    info = dict(name=data, files=len({name for name, _ in named}), bytes=sum(n_bytes), sha256=total.hexdigest(),
                 train_tokens=len(train), val_tokens=len(val), bytes_per_token=n_bytes[1] / len(val))
     if not quiet:
         print(f"data {data} | {info['bytes']:,} bytes | {info['files']:,} files | sha256 {info['sha256'][:16]}")

@@ -16,6 +16,7 @@ import logging
 import math
 import os
 import platform
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from cli import UserError, atomic_write, build
 from cms import Learner
 from model import Config, Hope
+from tokenizer import digest, get_tokenizer
 
 
 def pick_device(name):
@@ -73,14 +75,33 @@ def first_to_fail():
         return env['RANK'] == '0'
 
 
+def join_processes(device):
+    """Meet the other processes of this run (torchrun) -> the device of this one."""
+    # long: the others wait while the first one downloads, or evaluates
+    dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))
+    if device == 'cuda':
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    return device
+
+
+def has_compiler(device):
+    """Whether torch.compile finds what it needs: on a CPU a C++ compiler."""
+    return device.startswith('cuda') or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
+
+
 def compiled(model):
     """
     torch.compile'd. On a CPU the code that calls the kernels is C++ as well: a chunk is many small calls, and made from
     Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can.
     Every shape is compiled for itself: code for any length compiles for minutes and is slower. torch checks shapes
     before it calls compiled code; that code would check them again.
+    raises  UserError if the machine has no compiler
     """
-    on_cpu = next(model.parameters()).device.type == 'cpu'
+    device = next(model.parameters()).device.type
+    on_cpu = device == 'cpu'
+    if not has_compiler(device):
+        raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
     logging.getLogger('torch._inductor.ir').setLevel(logging.ERROR)
     return torch.compile(model, dynamic=False, options={'cpp_wrapper': True, 'size_asserts': False} if on_cpu else None)
 
@@ -128,8 +149,9 @@ class Cores:
 # -----------------------------------------------------------------------------
 # checkpoints
 
-FORMAT = 'nested-learning-3'
-KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered', 'carried')
+FORMAT = 'nested-learning-4'
+KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'gathered', 'carried',
+        'data', 'tokenizer')            # what tells the text, and the tokens that it is cut into, from others
 
 
 def save_checkpoint(path, checkpoint, form=FORMAT):
@@ -172,6 +194,26 @@ def load_model(checkpoint, device='cpu'):
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"the checkpoint does not fit: {' '.join(str(error).split())[:300]}") from None
     return model.to(device)
+
+
+def load_optimizers(optimizers, checkpoint, path):
+    """Give them the state they had in the checkpoint at path; their settings stay what this command line says."""
+    for optimizer, kept in zip(optimizers, checkpoint['optimizer']):
+        for group, new in zip(kept['param_groups'], optimizer.param_groups):
+            group.update({key: x for key, x in new.items() if key != 'params'})
+        try:
+            optimizer.load_state_dict(kept)
+        except (KeyError, ValueError) as error:
+            raise UserError(f'the optimizer in {path} does not fit this code: {error}') from None
+
+
+def load_tokenizer(checkpoint, path):
+    """The tokenizer of a checkpoint, from the folder of its path. UserError if it is gone, or has other tokens."""
+    enc = get_tokenizer(checkpoint['run']['tokenizer'], os.path.dirname(path))
+    if digest(enc) != checkpoint['tokenizer']:
+        raise UserError(f'{path} was trained with other tokens than those of its tokenizer, {enc.name}: they are '
+                        'not from the same run')
+    return enc
 
 
 def load_learner(checkpoint, device='cpu', chunks='', step=-1.0):

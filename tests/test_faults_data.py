@@ -1,10 +1,17 @@
 """What goes wrong with data, tokenizers, folders and several processes: said in one line, with nothing lost."""
 import os
+import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 from conftest import ROOT
+from test_scripts import inside
+
+import carry
+import cli
+from cli import UserError
 
 TINY = ['--n_layer=1', '--n_embd=16', '--n_head=1', '--block_size=16', '--batch_size=2', '--max_steps=2',
         '--eval_every=2', '--eval_batches=1', '--sample_tokens=4', '--device=cpu', '--mixer=linear']
@@ -25,3 +32,75 @@ def test_what_several_processes_meet_is_said_once(data, more, said, text):
     assert done.returncode == 1 and len(errors) == 1 and said in errors[0], done.stderr
     ours = done.stderr[:done.stderr.index('torch/distributed/elastic')]
     assert 'Traceback' not in ours and 'Connection' not in done.stderr, 'those who wait end without a word'
+
+
+# ---- a run, its folder and its tokenizer
+
+
+def contents(folder):
+    """{name: bytes} of the files that make a run."""
+    return {name: open(os.path.join(folder, name), 'rb').read() for name in os.listdir(folder)}
+
+
+@pytest.fixture
+def run_of_bpe(text, tmp_path):
+    out_dir = str(tmp_path / 'out')
+    inside('train.py', f'--data={text}', '--tokenizer=bpe:300', f'--out_dir={out_dir}', *TINY)
+    other = tmp_path / 'other.txt'
+    other.write_text(''.join(f'quite other words, of which {i * 7919 % 1000} is one;\n' for i in range(900)))
+    return out_dir, str(other)
+
+
+def test_a_run_that_is_refused_replaces_nothing(run_of_bpe, monkeypatch):
+    """Not enough text, a loss that is not finite, and memory that does not suffice in the first step."""
+    out_dir, other = run_of_bpe
+    before = contents(out_dir)
+    new = [f'--data={other}', '--tokenizer=bpe:300', f'--out_dir={out_dir}', '--overwrite']
+    for change, error in (('--block_size=90000', UserError), ('--learning_rate=1e30', UserError),
+                          ('--batch_size=2', MemoryError)):
+        args = [arg for arg in TINY if arg.split('=')[0] != change.split('=')[0]]
+        with monkeypatch.context() as patch, pytest.raises(error):
+            if error is MemoryError:
+                patch.setattr(carry.Rows, 'at', lambda *_: (_ for _ in ()).throw(MemoryError))
+            else:
+                patch.setattr(torch.nn.utils, 'clip_grad_norm_', lambda *_: torch.tensor(float('nan')))
+            inside('train.py', *new, change, *args)
+        assert contents(out_dir) == before, change
+    inside('sample.py', 'line', f'--out_dir={out_dir}', '--max_new_tokens=2', '--device=cpu')
+    inside('train.py', *new, *TINY)
+    assert contents(out_dir)['tokenizer.bpe'] != before['tokenizer.bpe'], 'a run that goes well replaces all'
+    inside('sample.py', 'line', f'--out_dir={out_dir}', '--max_new_tokens=2', '--device=cpu')
+
+
+def test_a_checkpoint_knows_its_tokenizer(run_of_bpe, tmp_path):
+    """Another one of the same size is refused by all that read the checkpoint; one that is gone is not learned anew."""
+    out_dir, other = run_of_bpe
+    inside('train.py', f'--data={other}', '--tokenizer=bpe:300', f'--out_dir={tmp_path}/b', *TINY)
+    inside('train.py', f'--data={other}', f'--init_from={out_dir}/ckpt.pt', f'--out_dir={tmp_path}/c', *TINY)
+    assert contents(tmp_path / 'c')['tokenizer.bpe'] == contents(out_dir)['tokenizer.bpe']
+    with pytest.raises(UserError, match='--tokenizer=bytes, but .* was trained with bpe:300'):
+        inside('train.py', f'--init_from={out_dir}/ckpt.pt', f'--out_dir={tmp_path}/d', '--tokenizer=bytes', *TINY)
+    for folder in (out_dir, f'{tmp_path}/c'):
+        shutil.copy(f'{tmp_path}/b/tokenizer.bpe', folder)
+        readers = [('sample.py', 'hi', f'--out_dir={folder}'), ('eval_niah.py', f'--out_dir={folder}'),
+                   ('train.py', '--resume', '--max_steps=4', f'--out_dir={folder}'),
+                   ('train.py', f'--init_from={folder}/ckpt.pt', f'--data={other}', f'--out_dir={tmp_path}/d')]
+        before = contents(folder)
+        for reader in readers:
+            with pytest.raises(UserError, match='trained with other tokens than those of its tokenizer, bpe:300'):
+                inside(*reader)
+        assert contents(folder) == before
+        os.remove(f'{folder}/tokenizer.bpe')
+        for reader in readers:
+            with pytest.raises(UserError, match='tokenizer.bpe is missing'):
+                inside(*reader)
+        assert 'tokenizer.bpe' not in os.listdir(folder)
+
+
+@pytest.mark.parametrize('more', ['--overwrite', '--resume', '--max_steps=3'])
+def test_one_run_at_a_time_in_a_folder(more, run_of_bpe):
+    out_dir, other = run_of_bpe
+    before = contents(out_dir)
+    with cli.locked(f'{out_dir}/ckpt.pt'), pytest.raises(UserError, match='in use by another process'):
+        inside('train.py', f'--data={other}', f'--out_dir={out_dir}', more)
+    assert contents(out_dir) == before
