@@ -214,9 +214,20 @@ def tokens_on_disk(parts, enc, folder, sha256):
 
 
 def sample(documents, n_bytes):
-    """The texts of documents at even distances, about n_bytes in all: no corner of the corpus is left out."""
-    step = -(-sum(len(text) for _, text in documents) // n_bytes)
-    return [text[:n_bytes] for _, text in documents[::max(1, step)]]
+    """
+    All texts, or of more than n_bytes about so many: pieces at even distances in the whole, whatever documents they
+    fall into. A large one gives much, a small one little, and no corner of the corpus is left out.
+    """
+    total = sum(len(text) for _, text in documents)
+    if total <= n_bytes:
+        return [text for _, text in documents]
+    piece = max(1, n_bytes // 256)
+    stride, place, pieces = piece * total // n_bytes, 0, []             # place: where a document begins in the whole
+    for _, text in documents:
+        for start in range(place // stride * stride - place, len(text), stride):
+            pieces.append(text[max(0, start):max(0, start + piece)])
+        place += len(text)
+    return [text for text in pieces if text]
 
 
 def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=None):

@@ -11,6 +11,7 @@ from test_scripts import inside
 
 import carry
 import cli
+import data
 from cli import UserError
 
 TINY = ['--n_layer=1', '--n_embd=16', '--n_head=1', '--block_size=16', '--batch_size=2', '--max_steps=2',
@@ -20,13 +21,13 @@ TINY = ['--n_layer=1', '--n_embd=16', '--n_head=1', '--block_size=16', '--batch_
 # ---- several processes
 
 
-@pytest.mark.parametrize('data, more, said', [
+@pytest.mark.parametrize('name, more, said', [
     ('', '--block_size=90000', 'one window takes 90001'), ('/no/such', '--batch_size=2', '/no/such')])
-def test_what_several_processes_meet_is_said_once(data, more, said, text):
+def test_what_several_processes_meet_is_said_once(name, more, said, text):
     """Both find that the text is too short; one fails at the data, while the other waits for it."""
     args = [arg for arg in TINY if arg.split('=')[0] != more.split('=')[0]]
     done = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2',
-                           os.path.join(ROOT, 'train.py'), f'--data={data or text}', more, *args], capture_output=True,
+                           os.path.join(ROOT, 'train.py'), f'--data={name or text}', more, *args], capture_output=True,
                           text=True, timeout=120, cwd=os.path.dirname(text))
     errors = [line for line in done.stderr.splitlines() if line.startswith('error:')]
     assert done.returncode == 1 and len(errors) == 1 and said in errors[0], done.stderr
@@ -104,3 +105,23 @@ def test_one_run_at_a_time_in_a_folder(more, run_of_bpe):
     with cli.locked(f'{out_dir}/ckpt.pt'), pytest.raises(UserError, match='in use by another process'):
         inside('train.py', f'--data={other}', f'--out_dir={out_dir}', more)
     assert contents(out_dir) == before
+
+
+# ---- documents
+
+
+def test_a_tokenizer_is_learned_from_bytes_and_not_from_documents(tmp_path, monkeypatch):
+    """A large document among small ones is not passed over, nor one that fills the sample alone."""
+    big = b''.join(b'%d bottles of %d; ' % (i, i * i) for i in range(20_000))
+    for sizes in ([1, 1, len(big)], [len(big), 1, 1], [9] * 5000 + [len(big)] + [9] * 5000, [2000] * 100):
+        documents = [(f'{i}', big[:size]) for i, size in enumerate(sizes)]
+        pieces = data.sample(documents, 50_000)
+        assert 45_000 < sum(map(len, pieces)) < 55_000, sizes
+        share = sum(len(text) for text in pieces if len(text) > 20) / sum(map(len, pieces))
+        want = sum(size for size in sizes if size > 20) / sum(sizes)
+        assert abs(share - want) < 0.1, 'what is large gives much, what is small little'
+    assert data.sample(documents, sum(sizes)) == [text for _, text in documents]
+    (tmp_path / 'README').write_bytes(b'about this text')
+    (tmp_path / 'corpus.txt').write_bytes(big)
+    monkeypatch.setattr(data, 'BPE_BYTES', 100_000)
+    assert data.prepare(str(tmp_path), 'bpe:300', quiet=True)[2].n_vocab == 300
