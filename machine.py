@@ -26,6 +26,7 @@ import torch.distributed as dist
 from cli import UserError, atomic_write, build
 from cms import Learner
 from model import Config, Hope
+from titans import DEEP
 from tokenizer import digest, get_tokenizer
 
 
@@ -88,6 +89,15 @@ def join_processes(device):
 def has_compiler(device):
     """Whether torch.compile finds what it needs: on a CPU a C++ compiler."""
     return device.startswith('cuda') or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
+
+
+def choose_compile(run, config, device):
+    """Whether to compile, as --compile says; auto: where it pays and can be done, and NL_COMPILE=0 does not forbid it."""
+    if run.compile != 'auto':
+        return run.compile == 'true'
+    pays = device.startswith('cuda') or config.mixer in DEEP and run.max_steps >= 200   # a CPU only for deep memories
+    possible = not config.chunks and run.optimizer != 'dgd' and has_compiler(device)
+    return pays and possible and os.environ.get('NL_COMPILE') != '0'
 
 
 def compiled(model):
@@ -196,8 +206,11 @@ def load_model(checkpoint, device='cpu'):
     return model.to(device)
 
 
-def load_optimizers(optimizers, checkpoint, path):
-    """Give them the state they had in the checkpoint at path; their settings stay what this command line says."""
+def load_progress(optimizers, model, checkpoint, path):
+    """
+    Give optimizers the state they had in the checkpoint at path, while their settings stay what this command line says,
+    and the model what its slow levels have gathered since they last moved.
+    """
     for optimizer, kept in zip(optimizers, checkpoint['optimizer']):
         for group, new in zip(kept['param_groups'], optimizer.param_groups):
             group.update({key: x for key, x in new.items() if key != 'params'})
@@ -205,6 +218,8 @@ def load_optimizers(optimizers, checkpoint, path):
             optimizer.load_state_dict(kept)
         except (KeyError, ValueError) as error:
             raise UserError(f'the optimizer in {path} does not fit this code: {error}') from None
+    for name, p in model.named_parameters():
+        p.grad = checkpoint['gathered'][name].to(p.device) if name in checkpoint['gathered'] else None
 
 
 def load_tokenizer(checkpoint, path):

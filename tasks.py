@@ -99,7 +99,7 @@ class Recall:
 # from a name to a task
 
 
-def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=None):
+def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=None, left_out=()):
     """
     data        what --data takes, see above; the other arguments are those of data.prepare
     returns the task to train on, the one whose held_out and report evaluate, the tiktoken.Encoding, and info: at least
@@ -113,9 +113,9 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
         form = choice or 'short'
         if form not in FORMS:
             raise UserError(f"--data=niah takes one of {', '.join(FORMS)} behind its colon, not '{form}'")
-        train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc)
+        train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
         return Needles(enc, train, form), Needles(enc, val, form), enc, info
-    train, val, enc, info = prepare(data, tokenizer, directory, suffix, quiet, enc)
+    train, val, enc, info = prepare(data, tokenizer, directory, suffix, quiet, enc, left_out)
     return Text(train), Text(val), enc, info
 
 

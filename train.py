@@ -36,11 +36,10 @@ from cli import (UsageError, UserError, build, check, git_commit, locked, one_li
                  remove_file)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
-from machine import (Cores, compiled, describe, first_to_fail, has_compiler, join_processes, load_checkpoint,
-                     load_model, load_optimizers, load_tokenizer, peak_memory, pick_device, save_checkpoint)
+from machine import (Cores, choose_compile, compiled, describe, first_to_fail, join_processes, load_checkpoint,
+                     load_model, load_progress, load_tokenizer, peak_memory, pick_device, save_checkpoint)
 from model import SIZES, Config, Hope
 from optim import NAMES, make_optimizers
-from titans import DEEP
 from tokenizer import digest, save_tokenizer
 
 one_line_errors(first_to_fail)
@@ -133,7 +132,11 @@ checkpoint = source = None                              # to go on from, to star
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
-    fixed = {*checkpoint['config'], 'data', 'suffix', 'tokenizer', 'batch_size', 'optimizer', 'seed'}
+    path = checkpoint['data'].get('path')               # of a file or folder, which may move: its sha256 is compared
+    if path and os.path.exists(path):
+        saved['data'] = path                            # whatever folder we are in
+    fixed = {*checkpoint['config'], 'tokenizer', 'batch_size', 'optimizer', 'seed'}
+    fixed |= set() if path and os.path.exists(given.get('data', '')) else {'data'}
     for key in given:
         if key in fixed and given[key] != saved[key]:
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
@@ -168,9 +171,7 @@ if on_gpu:
     torch.set_float32_matmul_precision('high')          # tf32 for what stays in float32
 use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
-worth_it = on_gpu or config.mixer in DEEP and run.max_steps >= 200           # on a CPU it pays for the deep memories
-can_compile = not config.chunks and run.optimizer != 'dgd' and os.environ.get('NL_COMPILE') != '0'
-use_compile = run.compile == 'true' or run.compile == 'auto' and worth_it and can_compile and has_compiler(device)
+use_compile = choose_compile(run, config, device)
 for refused, why in (
         (run.batch_size % (world * run.grad_accum), f'--batch_size={run.batch_size} must be a multiple of devices x '
          f'grad_accum = {world} x {run.grad_accum}'),
@@ -193,7 +194,8 @@ say = functools.partial(print, flush=True) if is_main else lambda *words: None
 if ddp and not is_main:
     dist.barrier()                                      # the main process downloads first
 enc = load_tokenizer(checkpoint, ckpt_path) if checkpoint else source and load_tokenizer(source, run.init_from)
-task, val_task, enc, info = tasks.load(run.data, run.tokenizer, run.out_dir, run.suffix, not is_main, enc)
+task, val_task, enc, info = tasks.load(run.data, run.tokenizer, run.out_dir, run.suffix, not is_main, enc,
+                                       checkpoint['data'].get('left_out', ()) if checkpoint else ())
 if ddp and is_main:
     dist.barrier()
 tasks.check_enough(task, val_task, config.block_size, max(1, run.carry), run.data)      # now, and not after steps
@@ -212,11 +214,9 @@ optimizers = make_optimizers(raw_model, run.optimizer, run.learning_rate, run.ma
                              (run.beta1, run.beta2))
 step, best_loss, carried, log = 0, math.inf, None, None         # carried: the state to read on from; log: see begin
 if checkpoint:
-    load_optimizers(optimizers, checkpoint, ckpt_path)
+    load_progress(optimizers, raw_model, checkpoint, ckpt_path)
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss, carried = checkpoint['step'], checkpoint['best_loss'], checkpoint['carried']
-    for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
-        p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
 reader = Learner(raw_model) if config.chunks else raw_model         # on the token clock, or as it is; evaluates
 model = compiled(reader) if use_compile else reader                 # the same, for training; raw_model writes, is saved
 if ddp:

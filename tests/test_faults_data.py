@@ -125,3 +125,49 @@ def test_a_tokenizer_is_learned_from_bytes_and_not_from_documents(tmp_path, monk
     (tmp_path / 'corpus.txt').write_bytes(big)
     monkeypatch.setattr(data, 'BPE_BYTES', 100_000)
     assert data.prepare(str(tmp_path), 'bpe:300', quiet=True)[2].n_vocab == 300
+
+
+def test_what_a_run_writes_is_no_part_of_its_text(tmp_path, monkeypatch):
+    """Trained on the folder that it runs in, with its output going there, and gone on with, with output elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'a.txt').write_text('what there is to be read here\n' * 100)
+    (tmp_path / 'tee.log').write_bytes(b'')                     # as `tee` leaves it while we start
+    new = ['--data=.', '--tokenizer=bpe:260', *TINY]
+    with open('train.log', 'w') as log:
+        log.write('printed before\n')
+        log.flush()
+        subprocess.run([sys.executable, os.path.join(ROOT, 'train.py'), *new], stdout=log, check=True, timeout=60)
+    (tmp_path / 'tee.log').write_text('what it printed')
+    script = inside('train.py', '--resume', '--max_steps=4')
+    assert script['info']['bytes'] == 3000 and script['info']['files'] == 1
+    os.remove('train.log')
+    os.remove('tee.log')
+    for out_dir in ('.', 'deep/er'):
+        inside('train.py', f'--out_dir={out_dir}', *new)
+        script = inside('train.py', '--resume', '--max_steps=5', f'--out_dir={out_dir}')
+        assert script['info']['bytes'] == 3000
+    inside('train.py', '--resume', '--max_steps=5')
+    (tmp_path / 'b.txt').write_text('more')
+    with pytest.raises(UserError, match='is not the one that'):
+        inside('train.py', '--resume', '--max_steps=6', f'--out_dir={out_dir}')
+
+
+def test_text_may_move_if_it_stays_the_same(tmp_path, monkeypatch):
+    """Another spelling, another working directory, another place; not another text, and not a task of that name."""
+    home, away, out = tmp_path / 'home', tmp_path / 'away', f'--out_dir={tmp_path}/out'
+    home.mkdir(), away.mkdir()
+    monkeypatch.chdir(home)
+    (home / 'a.txt').write_text('what there is to be read here\n' * 100)
+    inside('train.py', '--data=a.txt', out, *TINY)
+    inside('train.py', '--resume', '--data=./a.txt', '--max_steps=3', out)
+    monkeypatch.chdir(away)
+    inside('train.py', '--resume', '--max_steps=4', out)
+    shutil.move(home / 'a.txt', away / 'a.txt')
+    inside('train.py', '--resume', '--max_steps=5', f'--data={away}/a.txt', '--suffix=.txt', out)
+    inside('train.py', '--resume', '--max_steps=6', f'--data={away}', out)
+    (home / 'a.txt').write_text('what else there is to be read\n' * 100)
+    with pytest.raises(UserError, match='is not the one that'):
+        inside('train.py', '--resume', '--max_steps=7', f'--data={home}/a.txt', out)
+    for name in ('python', 'recall', 'b.txt'):
+        with pytest.raises(UserError, match='cannot change it'):
+            inside('train.py', '--resume', f'--data={name}', out)

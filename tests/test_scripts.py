@@ -132,7 +132,10 @@ def test_the_environment_can_forbid_compiling(text, tmp_path, monkeypatch):
     monkeypatch.setenv('NL_COMPILE', '0')
     tiny = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=8', '--batch_size=1', '--max_steps=200']
     script = inside('train.py', f'--data={text}', f'--out_dir={tmp_path}/out', '--sample_tokens=0', *tiny)
-    assert script['worth_it'] and not script['use_compile']
+    assert not script['use_compile']
+    monkeypatch.delenv('NL_COMPILE')
+    monkeypatch.setattr(shutil, 'which', lambda name: name)
+    assert script['choose_compile'](script['run'], script['config'], 'cpu')
 
 
 def test_evaluation_does_not_touch_training(trained, text, tmp_path):
