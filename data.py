@@ -13,7 +13,8 @@ Corpora and batches: from a name or a path to two arrays of token ids, then to w
              shakespeare  1 MB of plays, downloaded          fineweb  400 MB of gpt2 tokens, downloaded
              niah, recall are no corpora but tasks (tasks.py)
 
-Whole documents are held out, by a hash of their name, so that validation text is not the other half of training text.
+Whole documents are held out, by a hash of their name, so that validation text is not the other half of training text;
+where that would leave too little on one side, the last 10 % of all bytes.
 Random numbers come from the generator that is passed in only.
 
 Does NOT include: text larger than memory (only tokens go to disk), epochs (windows are drawn with replacement),
@@ -155,6 +156,20 @@ def hold_out_end(documents):
     return [part[:2] for part in parts], [part[2] for part in parts]
 
 
+def side(name):
+    """'train' or 'val': one document in 20 is held out, by its name alone, so the same one everywhere."""
+    return 'train' if zlib.crc32(name.encode('utf-8', 'surrogateescape')) % 20 else 'val'
+
+
+def split(documents):
+    """By name; but by bytes if that holds out less than 2 % of them, or most: a few documents, or of unlike sizes."""
+    splits = [side(name) for name, _ in documents]
+    held_out = sum(len(text) for (_, text), which in zip(documents, splits) if which == 'val')
+    if 0.02 <= held_out / sum(len(text) for _, text in documents) <= 0.5:
+        return documents, splits
+    return hold_out_end(documents)
+
+
 def load_documents(data, suffix='', left_out=()):
     """
     data     what --data takes, except token files
@@ -182,10 +197,7 @@ def load_documents(data, suffix='', left_out=()):
     n_bytes = sum(len(text) for _, text in documents)
     if n_bytes < 2:             # one byte to train on, one to hold out
         raise UserError(f"{data} holds {n_bytes} bytes of text{' in *' * bool(suffix)}{suffix}: too little to train on")
-
-    # one document in 20 is held out, by its name alone, so the same one everywhere; one file, or a few, are cut
-    splits = ['train' if zlib.crc32(name.encode('utf-8', 'surrogateescape')) % 20 else 'val' for name, _ in documents]
-    return (documents, splits) if len(set(splits)) == 2 else hold_out_end(documents)
+    return split(documents)
 
 
 # -----------------------------------------------------------------------------
@@ -311,6 +323,8 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc
         print(f"data {data} | {info['bytes']:,} bytes | {info['files']:,} files | sha256 {info['sha256'][:16]}")
         print(f"tokens {tokenizer} | vocabulary {enc.n_vocab:,} | train {len(train):,} | val {len(val):,} | "
               f"{info['bytes_per_token']:.3f} bytes per token")
+        if not given_tokens and splits != [side(name) for name, _ in named] and info['files'] > 1:
+            print('validation is the last 10 % of the bytes: whole files, by name, would be too little or too much')
     return train, val, enc, info
 
 

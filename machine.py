@@ -92,7 +92,7 @@ def has_compiler(device):
 
 
 def choose_compile(run, config, device):
-    """Whether to compile, as --compile says; auto: where it pays and can be done, and NL_COMPILE=0 does not forbid it."""
+    """Whether to compile, as --compile says; auto: where it pays and is possible, unless NL_COMPILE=0 forbids it."""
     if run.compile != 'auto':
         return run.compile == 'true'
     pays = device.startswith('cuda') or config.mixer in DEEP and run.max_steps >= 200   # a CPU only for deep memories

@@ -171,3 +171,19 @@ def test_text_may_move_if_it_stays_the_same(tmp_path, monkeypatch):
     for name in ('python', 'recall', 'b.txt'):
         with pytest.raises(UserError, match='cannot change it'):
             inside('train.py', '--resume', f'--data={name}', out)
+
+
+def test_a_split_by_name_is_never_useless(tmp_path, capsys):
+    """Whatever sizes the names fall upon, each side can be trained or measured on, and it is said if it is cut."""
+    train, val = (next(f'{i}.txt' for i in range(999) if data.side(f'{i}.txt') == which) for which in ('train', 'val'))
+    for small, large in ((train, val), (val, train)):
+        (tmp_path / small).write_bytes(b'small')
+        (tmp_path / large).write_bytes(b'a large one' * 1000)
+        tokens = data.prepare(str(tmp_path))[:2]
+        assert 0.09 < len(tokens[1]) / sum(map(len, tokens)) < 0.11
+        assert 'validation is the last 10 % of the bytes' in capsys.readouterr().out
+    (tmp_path / small).write_bytes(b'a fair share' * 50)
+    documents, splits = data.load_documents(str(tmp_path))
+    assert splits == [data.side(name) for name, _ in documents] and len(documents) == 2
+    data.prepare(str(tmp_path))
+    assert len(capsys.readouterr().out.splitlines()) == 2, 'nothing to say'
