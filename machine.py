@@ -164,6 +164,14 @@ KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss',
         'data', 'tokenizer')            # what tells the text, and the tokens that it is cut into, from others
 
 
+def check_finite(step, lr, **values):
+    """UserError if one of these is not, before a checkpoint takes the place of one from when all were."""
+    if not all(map(math.isfinite, values.values())):
+        said = ' and '.join(f"the {name.replace('_', ' ')} is {x}" for name, x in values.items())
+        raise UserError(f'step {step}: {said}. Nothing was saved after the last evaluation. Try a lower '
+                        f'--learning_rate (now {lr:.1e}), more --warmup_steps, or --dtype=float32.')
+
+
 def save_checkpoint(path, checkpoint, form=FORMAT):
     """Write a dict of plain types and tensors to path, whole or not at all."""
     with atomic_write(path) as file:

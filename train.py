@@ -36,8 +36,9 @@ from cli import (UsageError, UserError, build, check, git_commit, locked, one_li
                  remove_file)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
-from machine import (Cores, choose_compile, compiled, describe, first_to_fail, join_processes, load_checkpoint,
-                     load_model, load_progress, load_tokenizer, peak_memory, pick_device, save_checkpoint)
+from machine import (Cores, check_finite, choose_compile, compiled, describe, first_to_fail, join_processes,
+                     load_checkpoint, load_model, load_progress, load_tokenizer, peak_memory, pick_device,
+                     save_checkpoint)
 from model import SIZES, Config, Hope
 from optim import NAMES, make_optimizers
 from tokenizer import digest, save_tokenizer
@@ -167,8 +168,7 @@ if ddp:
     one_line_errors(first_to_fail)                      # torch has put a hook of its own in the place of ours
 on_gpu = device.startswith('cuda')
 torch.set_flush_denormal(True)                          # what a memory forgets fades through them, slowly
-if on_gpu:
-    torch.set_float32_matmul_precision('high')          # tf32 for what stays in float32
+torch.set_float32_matmul_precision('high' if on_gpu else 'highest')     # tf32 for what stays in float32
 use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
 use_compile = choose_compile(run, config, device)
@@ -319,6 +319,9 @@ def print_sample():
 
 
 def save():
+    # a step size may be 0, and its logarithm not finite
+    total = sum(p.detach().abs().sum() for name, p in raw_model.named_parameters() if name != 'log_step')
+    check_finite(step, lr_at(step - 1), sum_of_all_weights=total.item())
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in optimizers],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
@@ -358,6 +361,7 @@ while True:
             say(f'stopped at step {step:,}; go on with: python train.py --resume --out_dir={run.out_dir}')
         elif is_main and step > first_step:
             val_loss = evaluate()
+            check_finite(step, lr_at(step - 1), validation_loss=val_loss)
             best_loss = min(best_loss, val_loss)
             save()
             log(step=step, val_loss=val_loss, **bits_per_byte(val_bpb=val_loss))
@@ -403,10 +407,7 @@ while True:
     loss = loss.item()
     with moving(raw_model, step) as moved:              # with one level an ordinary step
         grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved '
-                            f'after the last evaluation. Try a lower --learning_rate (now {lr:.1e}), more '
-                            '--warmup_steps, or --dtype=float32.')
+        check_finite(step + 1, lr, loss=loss, gradient_norm=grad_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

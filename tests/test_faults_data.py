@@ -1,6 +1,7 @@
 """What goes wrong with data, tokenizers, folders and several processes: said in one line, with nothing lost."""
 import os
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -187,3 +188,30 @@ def test_a_split_by_name_is_never_useless(tmp_path, capsys):
     assert splits == [data.side(name) for name, _ in documents] and len(documents) == 2
     data.prepare(str(tmp_path))
     assert len(capsys.readouterr().out.splitlines()) == 2, 'nothing to say'
+
+
+# ---- what is not finite
+
+
+@pytest.mark.parametrize('value, stop', [(float('nan'), False), (3e38, True)])
+def test_weights_that_blow_up_are_not_saved(value, stop, text, tmp_path, monkeypatch):
+    """In the step of an evaluation, or in the last one before a stop; the checkpoint before it can still write."""
+    args = [f'--data={text}', f'--out_dir={tmp_path}/out', *[arg for arg in TINY if 'max_steps' not in arg]]
+    inside('train.py', *args, '--max_steps=2')
+    before = contents(tmp_path / 'out')['ckpt.pt']
+    step_of, calls = torch.optim.AdamW.step, []
+
+    def blow_up(self, *rest):
+        step_of(self, *rest)
+        calls.append(1)
+        if stop and len(calls) == 1:                    # the stop after the next step saves without an evaluation
+            signal.raise_signal(signal.SIGTERM)
+        if len(calls) == 2:
+            for group in self.param_groups:
+                for p in group['params']:
+                    p.data.fill_(value)
+    monkeypatch.setattr(torch.optim.AdamW, 'step', blow_up)
+    with pytest.raises(UserError, match='step 4: the (validation loss is nan|sum of all weights is inf). Nothing was'):
+        inside('train.py', '--resume', f'--out_dir={tmp_path}/out', '--max_steps=9')
+    assert contents(tmp_path / 'out')['ckpt.pt'] == before
+    inside('sample.py', 'line', f'--out_dir={tmp_path}/out', '--max_new_tokens=2', '--device=cpu')
