@@ -38,8 +38,11 @@ class UsageError(UserError):
     exit_code = 2
 
 
-def one_line_errors():
-    """Report a UserError as one line on stderr, and a Ctrl-C as nothing; a bug keeps its traceback."""
+def one_line_errors(speaks=lambda: True):
+    """
+    Report a UserError as one line on stderr, and a Ctrl-C as nothing; a bug keeps its traceback. speaks: asked before
+    an error is reported, whether this process is the one to do it, should several have met the same.
+    """
     for stream, errors in ((sys.stdin, 'surrogateescape'), (sys.stdout, 'replace'), (sys.stderr, 'replace')):
         if hasattr(stream, 'reconfigure'):  # a character that the terminal cannot show must not end a training run
             stream.reconfigure(errors=errors)
@@ -48,6 +51,8 @@ def one_line_errors():
         if kind.__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error):
             kind, error = UserError, UserError('out of memory; try a larger --grad_accum, or a smaller --batch_size, '
                                                '--block_size or model')
+        if not issubclass(kind, (KeyboardInterrupt, BrokenPipeError)) and not speaks():
+            os._exit(getattr(error, 'exit_code', 1))
         if issubclass(kind, UserError):
             sys.stdout.flush()
             print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)

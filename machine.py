@@ -8,20 +8,26 @@ What the machine needs: devices, compiling, the cores of a CPU; checkpoints, mem
 Files hold plain types and tensors only, so that loading one never runs code from it, and are written whole or not at
 all. A checkpoint is what train.py goes on from, a memory file what sample.py --learn does: a reader's state on disk.
 
-Does NOT include: several devices (torchrun, in train.py), files of former formats.
+Does NOT include: how a batch is cut over several devices (torchrun, in train.py), files of former formats.
 """
+import datetime
 import hashlib
 import logging
 import math
+import os
 import platform
+import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
+import torch.distributed as dist
 
 from cli import UserError, atomic_write, build
 from cms import Learner
 from model import Config, Hope
+from titans import DEEP
+from tokenizer import digest, get_tokenizer
 
 
 def pick_device(name):
@@ -53,14 +59,59 @@ def peak_memory(device):
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == 'darwin' else 2**10)
 
 
+def first_to_fail():
+    """
+    Whether no other process of this run has failed yet; one at a time may ask, and only one hears yes. What one of
+    several meets (torchrun) most often all meet, and those that wait for it lose their connection: said once, it can be
+    read. They ask the store that they found each other by, which outlives them.
+    """
+    env = os.environ
+    if 'TORCHELASTIC_RUN_ID' not in env:
+        return True
+    try:
+        store = dist.TCPStore(env['MASTER_ADDR'], int(env['MASTER_PORT']), is_master=False, wait_for_workers=False,
+                              timeout=datetime.timedelta(seconds=5))
+        return store.add(f"failed, try {env.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except RuntimeError:                                        # nobody keeps one, or it is gone with who kept it
+        return env['RANK'] == '0'
+
+
+def join_processes(device):
+    """Meet the other processes of this run (torchrun) -> the device of this one."""
+    # long: the others wait while the first one downloads, or evaluates
+    dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))
+    if device == 'cuda':
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    return device
+
+
+def has_compiler(device):
+    """Whether torch.compile finds what it needs: on a CPU a C++ compiler."""
+    return device.startswith('cuda') or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
+
+
+def choose_compile(run, config, device):
+    """Whether to compile, as --compile says; auto: where it pays and is possible, unless NL_COMPILE=0 forbids it."""
+    if run.compile != 'auto':
+        return run.compile == 'true'
+    pays = device.startswith('cuda') or config.mixer in DEEP and run.max_steps >= 200   # a CPU only for deep memories
+    possible = not config.chunks and run.optimizer != 'dgd' and has_compiler(device)
+    return pays and possible and os.environ.get('NL_COMPILE') != '0'
+
+
 def compiled(model):
     """
     torch.compile'd. On a CPU the code that calls the kernels is C++ as well: a chunk is many small calls, and made from
     Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can.
     Every shape is compiled for itself: code for any length compiles for minutes and is slower. torch checks shapes
     before it calls compiled code; that code would check them again.
+    raises  UserError if the machine has no compiler
     """
-    on_cpu = next(model.parameters()).device.type == 'cpu'
+    device = next(model.parameters()).device.type
+    on_cpu = device == 'cpu'
+    if not has_compiler(device):
+        raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
     logging.getLogger('torch._inductor.ir').setLevel(logging.ERROR)
     return torch.compile(model, dynamic=False, options={'cpp_wrapper': True, 'size_asserts': False} if on_cpu else None)
 
@@ -108,8 +159,17 @@ class Cores:
 # -----------------------------------------------------------------------------
 # checkpoints
 
-FORMAT = 'nested-learning-3'
-KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'sha256', 'gathered', 'carried')
+FORMAT = 'nested-learning-4'
+KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'gathered', 'carried',
+        'data', 'tokenizer')            # what tells the text, and the tokens that it is cut into, from others
+
+
+def check_finite(step, lr, **values):
+    """UserError if one of these is not, before a checkpoint takes the place of one from when all were."""
+    if not all(map(math.isfinite, values.values())):
+        said = ' and '.join(f"the {name.replace('_', ' ')} is {x}" for name, x in values.items())
+        raise UserError(f'step {step}: {said}. Nothing was saved after the last evaluation. Try a lower '
+                        f'--learning_rate (now {lr:.1e}), more --warmup_steps, or --dtype=float32.')
 
 
 def save_checkpoint(path, checkpoint, form=FORMAT):
@@ -152,6 +212,31 @@ def load_model(checkpoint, device='cpu'):
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"the checkpoint does not fit: {' '.join(str(error).split())[:300]}") from None
     return model.to(device)
+
+
+def load_progress(optimizers, model, checkpoint, path):
+    """
+    Give optimizers the state they had in the checkpoint at path, while their settings stay what this command line says,
+    and the model what its slow levels have gathered since they last moved.
+    """
+    for optimizer, kept in zip(optimizers, checkpoint['optimizer']):
+        for group, new in zip(kept['param_groups'], optimizer.param_groups):
+            group.update({key: x for key, x in new.items() if key != 'params'})
+        try:
+            optimizer.load_state_dict(kept)
+        except (KeyError, ValueError) as error:
+            raise UserError(f'the optimizer in {path} does not fit this code: {error}') from None
+    for name, p in model.named_parameters():
+        p.grad = checkpoint['gathered'][name].to(p.device) if name in checkpoint['gathered'] else None
+
+
+def load_tokenizer(checkpoint, path):
+    """The tokenizer of a checkpoint, from the folder of its path. UserError if it is gone, or has other tokens."""
+    enc = get_tokenizer(checkpoint['run']['tokenizer'], os.path.dirname(path))
+    if digest(enc) != checkpoint['tokenizer']:
+        raise UserError(f'{path} was trained with other tokens than those of its tokenizer, {enc.name}: they are '
+                        'not from the same run')
+    return enc
 
 
 def load_learner(checkpoint, device='cpu', chunks='', step=-1.0):

@@ -26,9 +26,10 @@ import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
 from cms import weights_of
-from machine import load_checkpoint, load_learner, load_memory, load_model, owner, pick_device, save_memory
+from machine import (load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner, pick_device,
+                     save_memory)
 from model import state_bytes, stream
-from tokenizer import encode, get_tokenizer
+from tokenizer import encode
 
 one_line_errors()
 
@@ -97,10 +98,7 @@ if args.learn or args.memory_info:                      # any model can: with th
     model = reader.model
 else:
     reader = model = load_model(checkpoint, device).eval()
-enc = get_tokenizer(checkpoint['run']['tokenizer'], args.out_dir)
-if enc.n_vocab != model.config.vocab_size:              # checked here, and not at every token
-    raise UserError(f'{ckpt_path} knows {model.config.vocab_size} tokens, but its tokenizer {enc.name} has '
-                    f'{enc.n_vocab}: they are not from the same run')
+enc = load_tokenizer(checkpoint, ckpt_path)             # of as many tokens as the model knows
 block_size = model.config.block_size
 
 

@@ -39,7 +39,7 @@ import itertools
 
 import torch
 
-from cli import UserError
+from cli import UsageError, UserError
 from data import Text, prepare
 from niah import FORMS, Needles
 from tokenizer import encode, get_tokenizer
@@ -99,7 +99,7 @@ class Recall:
 # from a name to a task
 
 
-def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fresh=False):
+def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=None, left_out=()):
     """
     data        what --data takes, see above; the other arguments are those of data.prepare
     returns the task to train on, the one whose held_out and report evaluate, the tiktoken.Encoding, and info: at least
@@ -113,10 +113,19 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, fresh=
         form = choice or 'short'
         if form not in FORMS:
             raise UserError(f"--data=niah takes one of {', '.join(FORMS)} behind its colon, not '{form}'")
-        train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, fresh)
+        train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
         return Needles(enc, train, form), Needles(enc, val, form), enc, info
-    train, val, enc, info = prepare(data, tokenizer, directory, suffix, quiet, fresh)
+    train, val, enc, info = prepare(data, tokenizer, directory, suffix, quiet, enc, left_out)
     return Text(train), Text(val), enc, info
+
+
+def check_enough(task, val_task, block_size, steps, data):
+    """UserError unless --data=data is enough for rows that are read in so many steps of block_size tokens."""
+    if task.shortest > block_size:
+        raise UsageError(f'--block_size={block_size} is too short for --data={data}: a row takes at least '
+                         f'{task.shortest} tokens')
+    task.batch(1, steps * block_size, torch.Generator())
+    val_task.held_out(1, block_size, torch.Generator())
 
 
 def load_recall(data, n_pairs, tokenizer, quiet):

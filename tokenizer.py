@@ -11,6 +11,7 @@ Does NOT include: chat templates, special tokens other than the end of text.
 """
 import base64
 import collections
+import hashlib
 import heapq
 import os
 import re
@@ -97,12 +98,11 @@ def merge(word, pair, new):
     return out
 
 
-def get_tokenizer(name, directory=None, texts=None, fresh=False):
+def get_tokenizer(name, directory=None, texts=None):
     """
     name        'bytes', 'bpe:N' or 'gpt2'
-    directory   where tokenizer.bpe of a bpe:N is read from, or written to once learned; None: it stays in memory
-    texts       iterable of bytes to learn a bpe:N from if it is not there
-    fresh       learn it from texts even if one is there
+    directory   the folder whose tokenizer.bpe a bpe:N is, unless there are
+    texts       iterable of bytes to learn it from; it stays in memory (save_tokenizer)
     returns a tiktoken.Encoding, whose eot_token is the end of text
     raises  UserError if the name is none of these, or the tokenizer can be neither loaded nor learned
     """
@@ -121,24 +121,33 @@ def get_tokenizer(name, directory=None, texts=None, fresh=False):
         if n_vocab < 257:
             raise UserError(f"no tokenizer '{name}': --tokenizer takes bytes, gpt2, or bpe:N with N of 257 or more")
         path = os.path.join(directory or '', 'tokenizer.bpe')       # one token a line, in order of rank
-        if directory is not None and os.path.exists(path) and not fresh:
+        if texts is not None:
+            tokens = list(train_bpe(texts, n_vocab - 257))
+        elif os.path.exists(path):
             lines = read_file(path).split()
             try:
                 tokens = [base64.b64decode(line, validate=True) for line in lines]
             except ValueError:
                 tokens = []
             if tokens[:256] != [bytes([i]) for i in range(256)] or not len(set(tokens)) == len(tokens) == n_vocab - 1:
-                raise UserError(f"{path} is not a {name} of {n_vocab - 1} tokens and an end of text: use the "
-                                "--tokenizer that made the file, or remove it to learn another")
-        elif texts is None:
-            raise UserError(f"{path} is missing: the run that learned {name} keeps it next to its checkpoint")
+                raise UserError(f"{path} is not a {name} of {n_vocab - 1} tokens and an end of text: put the file "
+                                "back that the run learned")
         else:
-            tokens = list(train_bpe(texts, n_vocab - 257))
-            if directory is not None:
-                with atomic_write(path) as file:
-                    file.writelines(base64.b64encode(token) + b'\n' for token in tokens)
+            raise UserError(f"{path} is missing: the run that learned {name} keeps it next to its checkpoint")
     return tiktoken.Encoding(name, pat_str=WORD, mergeable_ranks={token: rank for rank, token in enumerate(tokens)},
                              special_tokens={'<|endoftext|>': len(tokens)}, explicit_n_vocab=len(tokens) + 1)
+
+
+def save_tokenizer(enc, directory):
+    """Keep a bpe:N in directory; the others are the same everywhere."""
+    if enc.name.startswith('bpe'):
+        with atomic_write(os.path.join(directory, 'tokenizer.bpe')) as file:
+            file.writelines(base64.b64encode(token) + b'\n' for token in vocabulary(enc)[:enc.eot_token])
+
+
+def digest(enc):
+    """What tells a tokenizer from all that cut text otherwise."""
+    return hashlib.sha256(repr(vocabulary(enc)).encode()).hexdigest()
 
 
 def token_type(enc):
@@ -173,7 +182,7 @@ def vocabulary(enc):
 def main():
     """More merges, fewer tokens: one line of this file through tokenizers learned on all of it."""
     source = read_file(__file__)
-    line = b'def get_tokenizer(name, directory=None, texts=None, fresh=False):'
+    line = b'def get_tokenizer(name, directory=None, texts=None):'
     print(f'{len(source):,} bytes of source; one line of it:')
     for n_vocab in (257, 300, 400, 600):
         enc = get_tokenizer(f'bpe:{n_vocab}', texts=[source])

@@ -14,14 +14,13 @@ whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
+import contextlib
 import dataclasses
-import datetime
 import functools
 import math
 import os
 import platform
 import shlex
-import shutil
 import signal
 import sys
 import time
@@ -33,16 +32,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tasks
 from carry import Rows, constants, join_rows, take_rows
-from cli import (UsageError, UserError, atomic_write, build, check, git_commit, one_line_errors, print_block, read_args,
-                 read_file, remove_file)
+from cli import (UsageError, UserError, build, check, git_commit, locked, one_line_errors, print_block, read_args,
+                 remove_file)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
-from machine import Cores, compiled, describe, load_checkpoint, load_model, peak_memory, pick_device, save_checkpoint
+from machine import (Cores, check_finite, choose_compile, compiled, describe, first_to_fail, join_processes,
+                     load_checkpoint, load_model, load_progress, load_tokenizer, peak_memory, pick_device,
+                     save_checkpoint)
 from model import SIZES, Config, Hope
 from optim import NAMES, make_optimizers
-from titans import DEEP
+from tokenizer import digest, save_tokenizer
 
-one_line_errors()
+one_line_errors(first_to_fail)
 
 # -----------------------------------------------------------------------------
 # knobs
@@ -122,11 +123,21 @@ class Run:
 given = read_args([Run, Config], sys.argv[1:], hidden=('vocab_size',))
 run, = build([Run], given)
 ckpt_path, log_path = os.path.join(run.out_dir, 'ckpt.pt'), os.path.join(run.out_dir, 'log.jsonl')
-checkpoint = None
+ddp = 'TORCHELASTIC_RUN_ID' in os.environ               # started by torchrun
+rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if ddp else (0, 1)
+is_main = rank == 0                                     # the process that prints, evaluates and writes
+hold = contextlib.ExitStack()                           # out_dir is ours until this process ends
+if is_main and (os.path.exists(ckpt_path) or not run.resume):
+    hold.enter_context(locked(ckpt_path))
+checkpoint = source = None                              # to go on from, to start from
 if run.resume:
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
-    fixed = {*checkpoint['config'], 'data', 'suffix', 'tokenizer', 'batch_size', 'optimizer', 'seed'}
+    path = checkpoint['data'].get('path')               # of a file or folder, which may move: its sha256 is compared
+    if path and os.path.exists(path):
+        saved['data'] = path                            # whatever folder we are in
+    fixed = {*checkpoint['config'], 'tokenizer', 'batch_size', 'optimizer', 'seed'}
+    fixed |= set() if path and os.path.exists(given.get('data', '')) else {'data'}
     for key in given:
         if key in fixed and given[key] != saved[key]:
             raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
@@ -137,9 +148,12 @@ else:
         raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
                         '--out_dir=NAME keeps both')
     preset = run.preset if run.preset != 'auto' else 'small' if pick_device(run.device) == 'cuda' else 'cpu'
-    source, base = None, SIZES[preset] | PRESETS[preset]
+    base = SIZES[preset] | PRESETS[preset]
     if run.init_from:
         source = load_checkpoint(run.init_from)
+        if given.get('tokenizer', source['run']['tokenizer']) != source['run']['tokenizer']:
+            raise UsageError(f"--tokenizer={given['tokenizer']}, but {run.init_from} was trained with "
+                             f"{source['run']['tokenizer']}, which it keeps; leave --tokenizer out")
         if 'cms_step' in given:                         # else the step sizes that it learned, if it did
             source['model'].pop('log_step', None)
         base = base | source['config'] | {'tokenizer': source['run']['tokenizer']}
@@ -149,24 +163,15 @@ device = pick_device(run.device)
 # -----------------------------------------------------------------------------
 # setup: devices, number formats, random generators
 
-ddp = 'TORCHELASTIC_RUN_ID' in os.environ               # started by torchrun
-rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if ddp else (0, 1)
-is_main = rank == 0                                     # the process that prints, evaluates and writes
-if ddp:                                                 # the others wait while it downloads, or learns a tokenizer
-    dist.init_process_group('nccl' if device == 'cuda' else 'gloo', timeout=datetime.timedelta(hours=2))
-    if device == 'cuda':
-        device = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(device)
+if ddp:
+    device = join_processes(device)
+    one_line_errors(first_to_fail)                      # torch has put a hook of its own in the place of ours
 on_gpu = device.startswith('cuda')
 torch.set_flush_denormal(True)                          # what a memory forgets fades through them, slowly
-if on_gpu:
-    torch.set_float32_matmul_precision('high')          # tf32 for what stays in float32
+torch.set_float32_matmul_precision('high' if on_gpu else 'highest')     # tf32 for what stays in float32
 use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
-has_compiler = on_gpu or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
-worth_it = on_gpu or config.mixer in DEEP and run.max_steps >= 200           # on a CPU it pays for the deep memories
-can_compile = not config.chunks and run.optimizer != 'dgd' and os.environ.get('NL_COMPILE') != '0'
-use_compile = run.compile == 'true' or run.compile == 'auto' and has_compiler and worth_it and can_compile
+use_compile = choose_compile(run, config, device)
 for refused, why in (
         (run.batch_size % (world * run.grad_accum), f'--batch_size={run.batch_size} must be a multiple of devices x '
          f'grad_accum = {world} x {run.grad_accum}'),
@@ -179,8 +184,6 @@ for refused, why in (
          f'first of --cms_chunks={config.cms_chunks}, or no level would move while training reads')):
     if refused:
         raise UsageError(why)
-if use_compile and not has_compiler:
-    raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
 batch_rng = torch.Generator().manual_seed(run.seed)
 say = functools.partial(print, flush=True) if is_main else lambda *words: None
@@ -189,22 +192,15 @@ say = functools.partial(print, flush=True) if is_main else lambda *words: None
 # data
 
 if ddp and not is_main:
-    dist.barrier()                                      # the main process downloads and learns the tokenizer first
-if is_main and run.init_from and not run.resume and run.tokenizer.startswith('bpe'):    # the other run learned it
-    table = read_file(os.path.join(os.path.dirname(run.init_from), 'tokenizer.bpe'))
-    with atomic_write(os.path.join(run.out_dir, 'tokenizer.bpe')) as file:
-        file.write(table)
-task, val_task, enc, info = tasks.load(run.data, run.tokenizer, run.out_dir, run.suffix, quiet=not is_main,
-                                       fresh=is_main and not run.resume and not run.init_from)
+    dist.barrier()                                      # the main process downloads first
+enc = load_tokenizer(checkpoint, ckpt_path) if checkpoint else source and load_tokenizer(source, run.init_from)
+task, val_task, enc, info = tasks.load(run.data, run.tokenizer, run.out_dir, run.suffix, not is_main, enc,
+                                       checkpoint['data'].get('left_out', ()) if checkpoint else ())
 if ddp and is_main:
     dist.barrier()
-if task.shortest > config.block_size:
-    raise UsageError(f'--block_size={config.block_size} is too short for --data={run.data}: a row takes at '
-                     f'least {task.shortest} tokens')
+tasks.check_enough(task, val_task, config.block_size, max(1, run.carry), run.data)      # now, and not after steps
 rows = Rows(task, run.batch_size, config.block_size, max(1, run.carry), batch_rng)
-task.batch(1, rows.steps * config.block_size, torch.Generator())        # too little data is said now, not after steps
-val_task.held_out(1, config.block_size, torch.Generator())
-if checkpoint and checkpoint['sha256'] != info['sha256']:
+if checkpoint and checkpoint['data']['sha256'] != info['sha256']:
     raise UserError(f'the text of --data={run.data} is not the one that {ckpt_path} was trained on; '
                     'a resumed run needs the same')
 
@@ -212,23 +208,15 @@ if checkpoint and checkpoint['sha256'] != info['sha256']:
 # model and optimizer
 
 config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
-origin = checkpoint or run.init_from and {'config': dataclasses.asdict(config), 'model': source['model']}
+origin = checkpoint or source and {'config': dataclasses.asdict(config), 'model': source['model']}
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
 optimizers = make_optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
                              (run.beta1, run.beta2))
-step, best_loss, carried = 0, math.inf, None            # carried: the state to read on from
+step, best_loss, carried, log = 0, math.inf, None, None         # carried: the state to read on from; log: see begin
 if checkpoint:
-    for optimizer, kept in zip(optimizers, checkpoint['optimizer']):
-        for group, new in zip(kept['param_groups'], optimizer.param_groups):
-            group.update({key: x for key, x in new.items() if key != 'params'})     # what this command line says
-        try:
-            optimizer.load_state_dict(kept)
-        except (KeyError, ValueError) as error:
-            raise UserError(f'the optimizer in {ckpt_path} does not fit this code: {error}') from None
+    load_progress(optimizers, raw_model, checkpoint, ckpt_path)
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss, carried = checkpoint['step'], checkpoint['best_loss'], checkpoint['carried']
-    for name, p in raw_model.named_parameters():        # what the slow levels have gathered since they last moved
-        p.grad = checkpoint['gathered'][name].to(device) if name in checkpoint['gathered'] else None
 reader = Learner(raw_model) if config.chunks else raw_model         # on the token clock, or as it is; evaluates
 model = compiled(reader) if use_compile else reader                 # the same, for training; raw_model writes, is saved
 if ddp:
@@ -262,9 +250,16 @@ lines.append({'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': 
               'python': platform.python_version(), 'machine': describe(device), 'devices': world,
               'start_step': step, 'parameters': raw_model.num_params(), 'data': info,
               'run': dataclasses.asdict(run), 'config': dataclasses.asdict(config)})
-if is_main and run.overwrite and os.path.exists(ckpt_path):     # nothing refused the new run: the old one ends here
-    remove_file(ckpt_path)
-log = open_log(log_path, lines) if is_main else lambda **entry: None
+
+
+def begin():
+    """Write what a run begins with -> the log. In the place of an old run's, so not before this one has made a step."""
+    if run.overwrite and os.path.exists(ckpt_path):
+        remove_file(ckpt_path)                          # first: weights never lie beside a tokenizer not their own
+    if not checkpoint:
+        save_tokenizer(enc, run.out_dir)
+    return open_log(log_path, lines)
+
 
 # -----------------------------------------------------------------------------
 # schedule, evaluation, checkpoint
@@ -324,10 +319,14 @@ def print_sample():
 
 
 def save():
+    # a step size may be 0, and its logarithm not finite
+    total = sum(p.detach().abs().sum() for name, p in raw_model.named_parameters() if name != 'log_step')
+    check_finite(step, lr_at(step - 1), sum_of_all_weights=total.item())
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in optimizers],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
-        'batch_rng': rows.generator_state(step), 'carried': carried, 'best_loss': best_loss, 'sha256': info['sha256'],
+        'batch_rng': rows.generator_state(step), 'carried': carried, 'best_loss': best_loss, 'data': info,
+        'tokenizer': digest(enc),
         'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
 
 
@@ -362,6 +361,7 @@ while True:
             say(f'stopped at step {step:,}; go on with: python train.py --resume --out_dir={run.out_dir}')
         elif is_main and step > first_step:
             val_loss = evaluate()
+            check_finite(step, lr_at(step - 1), validation_loss=val_loss)
             best_loss = min(best_loss, val_loss)
             save()
             log(step=step, val_loss=val_loss, **bits_per_byte(val_bpb=val_loss))
@@ -407,10 +407,7 @@ while True:
     loss = loss.item()
     with moving(raw_model, step) as moved:              # with one level an ordinary step
         grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
-        if not math.isfinite(loss) or not math.isfinite(grad_norm):
-            raise UserError(f'step {step + 1}: the loss is {loss} and the gradient norm {grad_norm}. Nothing was saved '
-                            f'after the last evaluation. Try a lower --learning_rate (now {lr:.1e}), more '
-                            '--warmup_steps, or --dtype=float32.')
+        check_finite(step + 1, lr, loss=loss, gradient_norm=grad_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -424,6 +421,8 @@ while True:
     mean = sum(recent) / len(recent) if recent else seconds
     speed = run.batch_size * config.block_size / mean
     losses.append(loss)
+    if step == first_step + 1:                          # memory sufficed and the loss is finite
+        log = begin() if is_main else lambda **entry: None
     levels = {'ticks': [step // n for n in config.periods], 'moves': moves}
     log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
         **levels if config.n_level > 1 else {})
@@ -447,3 +446,4 @@ if is_main and step > first_step and not early:
                 checkpoint=ckpt_path)
 if ddp:
     dist.destroy_process_group()
+hold.close()

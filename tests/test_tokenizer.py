@@ -122,17 +122,19 @@ def test_bpe_does_not_learn_from_invalid_bytes():
 
 def test_bpe_saved_and_loaded(tmp_path):
     folder = tmp_path / 'out'
-    made = tokenizer.get_tokenizer('bpe:290', str(folder), [TEXT])
+    made = tokenizer.get_tokenizer('bpe:290', texts=[TEXT])
+    tokenizer.save_tokenizer(made, str(folder))
     assert os.listdir(folder) == ['tokenizer.bpe']
     lines = (folder / 'tokenizer.bpe').read_text().split()
     assert [made.decode_single_token_bytes(i) for i in range(289)] == [base64.b64decode(line) for line in lines]
-    for texts in (None, [b'quite another text, from which other merges would follow']):
-        loaded = tokenizer.get_tokenizer('bpe:290', str(folder), texts)
-        assert (tokenizer.encode(loaded, TEXT) == tokenizer.encode(made, TEXT)).all()
-    fails(str(folder / 'tokenizer.bpe'), tokenizer.get_tokenizer, 'bpe:291', str(folder), [TEXT])
+    loaded = tokenizer.get_tokenizer('bpe:290', str(folder))
+    assert (tokenizer.encode(loaded, TEXT) == tokenizer.encode(made, TEXT)).all()
+    another = tokenizer.get_tokenizer('bpe:290', texts=[b'quite another text, from which other merges would follow'])
+    assert tokenizer.digest(loaded) == tokenizer.digest(made) != tokenizer.digest(another)
+    fails(str(folder / 'tokenizer.bpe'), tokenizer.get_tokenizer, 'bpe:291', str(folder))
     for broken in (b'not base64!', b'\n'.join(line.encode() for line in lines[:-1] + lines[-2:-1]), b''):
         (folder / 'tokenizer.bpe').write_bytes(broken)
-        fails(str(folder / 'tokenizer.bpe'), tokenizer.get_tokenizer, 'bpe:290', str(folder), [TEXT])
+        fails(str(folder / 'tokenizer.bpe'), tokenizer.get_tokenizer, 'bpe:290', str(folder))
 
 
 def test_bpe_learns_from_training_documents_alone(tmp_path):
