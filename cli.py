@@ -8,16 +8,20 @@ What every script needs from the command line and the disk, in one place below e
     run, = build([Run], PRESET | given)         # a value out of range is refused by the dataclass itself
 
 Errors that a user can cause are UserError: one line on stderr, exit code 1 (2 for a wrong command line), no traceback.
-Files are written whole or not at all: to a temporary file beside the target, flushed to the disk, then renamed.
+Files are written whole or not at all: to a temporary file beside the target, flushed to the disk, then renamed. Links
+are followed; devices and pipes are written to as they are.
 
 Does NOT include: config files, nested keys, environment variables.
 """
 import contextlib
 import dataclasses
 import difflib
+import errno
 import inspect
 import os
 import re
+import shutil
+import stat
 import subprocess
 import sys
 
@@ -181,16 +185,29 @@ def remove_file(path):
 def atomic_write(path):
     """
     A binary file to write to that becomes `path` only when the block ends well: whatever happens before, a crash,
-    a full disk, a Ctrl-C, the old file stays as it was. Makes the folder. Raises UserError if the disk refuses.
+    a full disk, a Ctrl-C, the old file stays as it was, and so do its permissions. Makes the folder. Where path is a
+    link, the file that it leads to is written; a device or a pipe takes the bytes as they come (a file put in its
+    place would end it). Another hard link to the old file keeps the old file. Raises UserError if the disk refuses.
     """
-    temporary = f'{path}.{os.getpid()}.tmp'
+    target, old = os.path.realpath(path), None
+    temporary = f'{target}.{os.getpid()}.tmp'
     try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            old = os.stat(path).st_mode         # of path: what /dev/stdout leads to may have no name
+        if os.path.basename(path) == '' or old and stat.S_ISDIR(old):
+            raise IsADirectoryError(errno.EISDIR, 'it names a folder, and a file is needed')
+        if old and not stat.S_ISREG(old):
+            with open(path, 'wb') as file:
+                yield file
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(temporary, 'wb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if old:
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f'could not write {path}: {why}; what was there before is untouched') from None
@@ -203,15 +220,17 @@ def atomic_write(path):
 def locked(path):
     """
     Keep other processes that ask for the same path out until the block ends, by a lock on `path`.lock; UserError if
-    one of them has it. The system lets go of it however a process ends. Without fcntl (Windows) nobody is kept out.
+    one of them has it. The system lets go of it however a process ends. A link and the file that it leads to are one.
+    Without fcntl (Windows), or on a disk that knows no locks (some NFS), nobody is kept out.
     """
+    path = os.path.realpath(path)
     try:
         import fcntl
     except ImportError:
         yield
         return
     try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         file = open(f'{path}.lock', 'ab')
     except OSError as error:
         raise UserError(f'could not write {path}.lock: {error.strerror}') from None
@@ -220,6 +239,9 @@ def locked(path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f'{path} is in use by another process; wait until it ends, or name another file') from None
+        except OSError as error:
+            print(f'note: {path} cannot be locked on this disk ({error.strerror}); let no other process use it',
+                  file=sys.stderr)
         yield
 
 

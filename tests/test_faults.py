@@ -1,12 +1,13 @@
 """Faults that users of such tools report, each with what should happen: one line or the right thing, nothing lost."""
 import contextlib
+import errno
 import os
 
 import pytest
 import torch
 from test_scripts import TINY, inside
 
-from cli import UserError
+from cli import UserError, atomic_write, locked
 from machine import load_checkpoint, save_checkpoint
 from model import sample
 
@@ -61,3 +62,75 @@ def test_a_memory_that_is_not_finite_is_not_read(out_dir, tmp_path):
     torch.save(saved, memory)
     with pytest.raises(UserError, match='not finite; remove it'):
         inside('sample.py', 'y', *args)
+
+
+# ---- files that are no plain files
+
+
+def test_a_link_is_followed(tmp_path):
+    """The file that it leads to is replaced, whole or not at all; one that leads nowhere yet makes that file."""
+    (tmp_path / 'disk').mkdir()
+    target, link, chain = tmp_path / 'disk' / 'ckpt.pt', tmp_path / 'ckpt.pt', tmp_path / 'chain.pt'
+    link.symlink_to('disk/ckpt.pt')
+    chain.symlink_to(link)
+    for path, text in ((link, b'new'), (chain, b'newer')):
+        with atomic_write(path) as file:
+            file.write(text)
+        assert target.read_bytes() == text and link.is_symlink() and chain.is_symlink()
+    target.chmod(0o600)
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_write(link) as file:
+            file.write(b'half')
+            raise KeyboardInterrupt
+    assert target.read_bytes() == b'newer' and os.listdir(tmp_path / 'disk') == ['ckpt.pt']
+    with atomic_write(link) as file:
+        file.write(b'newest')
+    assert target.read_bytes() == b'newest' and target.stat().st_mode & 0o777 == 0o600, 'who may read it is kept'
+    (tmp_path / 'loop').symlink_to('loop')
+    with pytest.raises(UserError, match='^could not write [^\n]*loop: Too many'):
+        with atomic_write(tmp_path / 'loop') as file:
+            pass
+
+
+def test_a_pipe_or_a_device_is_written_to(tmp_path):
+    pipe, link = str(tmp_path / 'pipe'), str(tmp_path / 'link')
+    os.mkfifo(pipe)
+    os.symlink(pipe, link)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    save_checkpoint(link, {'x': torch.ones(3)}, form='some')
+    (tmp_path / 'copy').write_bytes(os.read(reader, 1 << 16))
+    os.close(reader)
+    assert torch.load(tmp_path / 'copy')['x'].tolist() == [1, 1, 1]
+    os.symlink('/dev/full', tmp_path / 'full')
+    for path in ('/dev/null', f'{tmp_path}/full'):
+        before = os.stat(path)
+        with contextlib.suppress(UserError) if path == '/dev/null' else pytest.raises(UserError, match='No space left'):
+            with atomic_write(path) as file:
+                file.write(b'x')
+        assert os.stat(path).st_rdev == before.st_rdev != 0
+    assert sorted(os.listdir(tmp_path)) == ['copy', 'full', 'link', 'pipe']
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    for path in (tmp_path / 'folder', f'{tmp_path}/folder/', f'{tmp_path}/none/'):
+        with pytest.raises(UserError, match='^could not write [^\n]*: it names a folder'):
+            with atomic_write(path) as file:
+                file.write(b'x')
+    assert os.listdir(tmp_path) == ['folder'] and not os.listdir(tmp_path / 'folder')
+
+
+def test_a_link_and_its_target_are_locked_as_one(tmp_path):
+    (tmp_path / 'link').symlink_to('me.pt')
+    with locked(str(tmp_path / 'me.pt')), pytest.raises(UserError, match='in use by another process'):
+        with locked(str(tmp_path / 'link')):
+            pass
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_without_locks_is_no_obstacle(number, tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr('fcntl.flock', flock)
+    with locked(str(tmp_path / 'me.pt')):
+        assert 'cannot be locked on this disk' in capsys.readouterr().err
