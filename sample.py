@@ -105,7 +105,8 @@ block_size = model.config.block_size
 
 
 def note(*words):
-    print(*words, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):                  # a full stderr must not cost a memory file
+        print(*words, file=sys.stderr, flush=True)
 
 
 def as_idx(tokens):

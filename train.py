@@ -104,11 +104,11 @@ class Run:
                      'seed', 'carry'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(self.seed < 2**63, f'--seed must be below 2^63, not {self.seed}')
-        check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
+        check(1e-300 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
         check(0 < self.cooldown <= 1, f'--cooldown must be above 0 and at most 1, not {self.cooldown}')
         for name in ('beta1', 'beta2'):
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
-        check(self.matrix_lr < math.inf, f'--matrix_lr must be finite, not {self.matrix_lr}')
+        check(not 0 < self.matrix_lr < 1e-99 and self.matrix_lr < math.inf, f'--matrix_lr cannot be {self.matrix_lr}')
         check(not (self.resume and self.overwrite), 'give one of --resume and --overwrite')
         check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
         for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES),

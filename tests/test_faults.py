@@ -1,13 +1,19 @@
 """Faults that users of such tools report, each with what should happen: one line or the right thing, nothing lost."""
 import contextlib
 import errno
+import json
 import os
+import subprocess
+import sys
 
+import numpy
 import pytest
 import torch
+from conftest import ROOT
 from test_scripts import TINY, inside
 
-from cli import UserError, atomic_write, locked
+from cli import UsageError, UserError, atomic_write, locked, one_line_errors
+from log import read_log
 from machine import load_checkpoint, save_checkpoint
 from model import sample
 
@@ -134,3 +140,87 @@ def test_a_disk_without_locks_is_no_obstacle(number, tmp_path, monkeypatch, caps
     monkeypatch.setattr('fcntl.flock', flock)
     with locked(str(tmp_path / 'me.pt')):
         assert 'cannot be locked on this disk' in capsys.readouterr().err
+
+
+# ---- plain causes
+
+
+SMALL = '''"""What it does."""
+import sys
+from dataclasses import dataclass
+from cli import one_line_errors, read_args
+one_line_errors()
+
+@dataclass
+class Small:
+    """The small one"""
+    number: int = 3         # how many
+
+read_args([Small], sys.argv[1:])
+print('out', sys.stdout.isatty(), repr(sys.stdin.read()))
+print('err', sys.stderr.isatty(), file=sys.stderr)
+'''
+
+
+def small(path, *args, **streams):
+    """A script without torch, which is slow to start, in a process of its own."""
+    (path / 'small.py').write_text(SMALL)
+    return subprocess.run([sys.executable, *args[:-1], 'small.py', *args[-1:]], cwd=path, text=True, timeout=60,
+                          env=os.environ | {'PYTHONPATH': ROOT}, **{'stderr': subprocess.PIPE, **streams})
+
+
+def test_streams_that_are_full_or_closed(tmp_path):
+    """A full one is an error, at the last flush too; a closed one holds nothing and takes nothing."""
+    with open('/dev/full', 'w') as full:
+        for arg in ('--help', '--number=2'):
+            done = small(tmp_path, arg, stdout=full, input='')
+            assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('error: standard '), done.stderr
+            assert 'No space left on device' in done.stderr and 'Traceback' not in done.stderr
+        assert small(tmp_path, '--nought', stderr=full).returncode == 2, 'the exit code of a wrong command line'
+    for closed in ((0,), (1,), (2,), (0, 1, 2)):
+        done = small(tmp_path, '--number=2', stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                     preexec_fn=lambda: [*map(os.close, closed)])
+        assert (done.returncode, done.stdout, done.stderr) == (
+            0, '' if 1 in closed else "out False ''\n", '' if 2 in closed else 'err False\n')
+
+
+def test_help_without_docstrings(tmp_path):
+    done = small(tmp_path, '-OO', '--help', stdout=subprocess.PIPE)
+    assert done.stdout.split('\n\n') == ['What it does.', f"The small one\n  --{'number=3':<28} how many\n"]
+
+
+@pytest.mark.parametrize('line', ['{"step": 2, "loss": "x"}', '{"step": 2, "loss": null}', '{"step": 2, "moves": 3}',
+                                  '{"step": 2, "loss": NaN}', '{"step": 2.5}', '[' * 9999, '{"step": 2, "loss": [1]}',
+                                  '{"step": 2, "moves": [null]}', '{"loss": Infinity}', '"step"', '\udcff'])
+def test_a_log_line_of_another_kind_is_no_part_of_the_log(line, tmp_path):
+    good = '{"step": 1, "loss": 2.5, "moves": [0.5]}'
+    (tmp_path / 'log').write_bytes(f'{good}\n{line}\n{good}\n'.encode(errors='surrogateescape'))
+    assert read_log(tmp_path / 'log', 9) == [json.loads(good)] * 2
+
+
+def test_numbers_beyond_what_can_be_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    big = str(10 ** 30)
+    for script, *args in (('train.py', f'--max_steps={big}'), ('train.py', f'--eval_every=-{big}'),
+                          ('train.py', f'--cms_chunks=8,{big}'), ('train.py', f'--n_embd={big}'),
+                          ('sample.py', f'--top_k={big}'), ('eval_niah.py', f'--lengths={big}'),
+                          ('train.py', '--optimizer=muon', '--learning_rate=1e-320')):
+        with pytest.raises(UsageError, match='^--[a-z_]+ [^\n]*$'):
+            inside(script, *args)
+
+
+@pytest.mark.parametrize('fill', ['numpy.zeros((10**9, 10**6))', 'numpy.zeros((2**62, 2**62))', 'numpy.empty(2**62)',
+                                  'torch.zeros(10**9, 10**6)', 'torch.zeros(2**62, 2**62)', '[0] * 2**58'])
+def test_no_memory_is_one_line(fill, monkeypatch, capsys):
+    def leave(code, error):
+        raise SystemExit(f'{code} {error}')
+    monkeypatch.setattr('cli.leave', leave)
+    monkeypatch.setattr('sys.excepthook', sys.excepthook)
+    one_line_errors()
+    try:
+        eval(fill, {'numpy': numpy, 'torch': torch})
+    except Exception as error:
+        with pytest.raises(SystemExit, match='^1 out of memory; try a larger --grad_accum'):
+            sys.excepthook(type(error), error, None)
+    else:
+        pytest.fail('it fits')
