@@ -8,24 +8,36 @@ What every script needs from the command line and the disk, in one place below e
     run, = build([Run], PRESET | given)         # a value out of range is refused by the dataclass itself
 
 Errors that a user can cause are UserError: one line on stderr, exit code 1 (2 for a wrong command line), no traceback.
-Files are written whole or not at all: to a temporary file beside the target, flushed to the disk, then renamed.
+Files are written whole or not at all: to a temporary file beside the target, flushed to the disk, then renamed. Links
+are followed; devices and pipes are written to as they are.
 
 Does NOT include: config files, nested keys, environment variables.
 """
+import ast
+import atexit
 import contextlib
 import dataclasses
 import difflib
+import errno
 import inspect
 import os
 import re
+import shutil
+import stat
 import subprocess
 import sys
+import textwrap
 
 
 # options that earlier versions had: what takes their place, if anything does, and what to say
 RENAMED = {'chunk_size': ('tile', 'is now --tile'), 'form': ('data', 'is now a part of --data, as in --data=niah:full'),
            'cms_inner': ('', 'is gone: the levels move by gradient descent alone'),
            'cms_meta': ('', 'is gone: what training learns about the moves is of first order')}
+
+
+# what torch and numpy say when memory is short, or when the size alone is more than a number holds
+NO_MEMORY = ("OutOfMemoryError|can't allocate memory|Storage size calculation overflowed|array is too big"
+             '|Maximum allowed dimension exceeded|Invalid buffer size')
 
 
 class UserError(Exception):
@@ -43,24 +55,49 @@ def one_line_errors(speaks=lambda: True):
     Report a UserError as one line on stderr, and a Ctrl-C as nothing; a bug keeps its traceback. speaks: asked before
     an error is reported, whether this process is the one to do it, should several have met the same.
     """
+    for name in ('stdin', 'stdout', 'stderr'):      # one that is closed, as in >&-, is None: it holds and takes nothing
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, 'r' if name == 'stdin' else 'w'))
     for stream, errors in ((sys.stdin, 'surrogateescape'), (sys.stdout, 'replace'), (sys.stderr, 'replace')):
         if hasattr(stream, 'reconfigure'):  # a character that the terminal cannot show must not end a training run
             stream.reconfigure(errors=errors)
 
     def hook(kind, error, traceback):
-        if kind.__name__ == 'OutOfMemoryError' or "can't allocate memory" in str(error):
+        if issubclass(kind, MemoryError) or re.search(NO_MEMORY, f'{kind.__name__}: {error}'):
             kind, error = UserError, UserError('out of memory; try a larger --grad_accum, or a smaller --batch_size, '
                                                '--block_size or model')
         if not issubclass(kind, (KeyboardInterrupt, BrokenPipeError)) and not speaks():
-            os._exit(getattr(error, 'exit_code', 1))
-        if issubclass(kind, UserError):
-            sys.stdout.flush()
-            print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
-            os._exit(error.exit_code)       # sys.excepthook cannot choose the exit code; nothing is left to flush
+            leave(getattr(error, 'exit_code', 1))
         if issubclass(kind, (KeyboardInterrupt, BrokenPipeError)):
-            os._exit(130)
+            leave(130)
+        if issubclass(kind, OSError):           # what the system refuses and nobody has named: mostly a full stdout
+            kind, error = UserError, UserError(f"{error.filename or 'standard input or output'}: "
+                                               f'{error.strerror or error}')
+        if issubclass(kind, UserError):
+            leave(error.exit_code, error)       # sys.excepthook cannot choose the exit code
         sys.__excepthook__(kind, error, traceback)
     sys.excepthook = hook
+    atexit.register(flush_last)
+
+
+def leave(code, error=''):
+    """End at once, with that error as a line on stderr if there is one. A stream that takes nothing is no obstacle."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stdout.flush()
+    with contextlib.suppress(OSError, ValueError):
+        if error:
+            print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
+    os._exit(code)                              # nothing is left to flush, or it cannot be
+
+
+def flush_last():
+    """At the end: what stdout does not take any more is an error, and not a warning of Python's."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        leave(130)
+    except (OSError, ValueError) as error:
+        leave(1, f"standard output: {getattr(error, 'strerror', error)}")
 
 
 # -----------------------------------------------------------------------------
@@ -70,6 +107,12 @@ def one_line_errors(speaks=lambda: True):
 def comments(cls):
     """{field name: the comment behind it in the source}, so that the knob block is also the help text."""
     return dict(re.findall(r'^    (\w+): .*?  # (.*)$', inspect.getsource(cls), flags=re.M))
+
+
+def docstring(thing):
+    """Of a class or a module, from its source as well: python -OO keeps none."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(thing)))
+    return ast.get_docstring(tree if inspect.ismodule(thing) else tree.body[0])
 
 
 def read_args(classes, argv, positional=None, hidden=()):
@@ -122,17 +165,19 @@ def convert(key, kind, text):
     try:
         if kind == 'bool':
             return {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}[text.lower()]
-        return {'int': int, 'float': float, 'str': str}[kind](text)
+        value = {'int': int, 'float': float, 'str': str}[kind](text)
+        check(kind != 'int' or abs(value) < 2**63, '')      # what torch, numpy and files can count
+        return value
     except (KeyError, ValueError):
-        takes = {'bool': 'true or false', 'int': 'a whole number', 'float': 'a number'}[kind]
+        takes = {'bool': 'true or false', 'int': 'a whole number below 2^63', 'float': 'a number'}[kind]
         raise UsageError(f"--{key} takes {takes}, not '{text}'") from None
 
 
 def print_help(classes, hidden=()):
     """The script's own docstring, then every knob with its default and the comment behind it."""
-    print(sys.modules['__main__'].__doc__.strip())
+    print(docstring(sys.modules['__main__']).strip())
     for cls in classes:
-        print(f'\n{cls.__doc__}')
+        print(f'\n{docstring(cls)}')
         notes = comments(cls)
         for f in dataclasses.fields(cls):
             if f.name not in hidden:
@@ -141,7 +186,7 @@ def print_help(classes, hidden=()):
 
 def numbers(name, text):
     """'512,2048' -> [512, 2048], each at least 1 and none twice."""
-    found = [int(n) if n.isdecimal() else 0 for n in text.split(',')]
+    found = [int(n) if n.isdecimal() and len(n) < 19 else 0 for n in text.split(',')]
     check(min(found) >= 1 and len(set(found)) == len(found),
           f"--{name} takes different whole numbers above 0 with commas between, as in 512,2048, not '{text}'")
     return found
@@ -186,16 +231,29 @@ def remove_file(path):
 def atomic_write(path):
     """
     A binary file to write to that becomes `path` only when the block ends well: whatever happens before, a crash,
-    a full disk, a Ctrl-C, the old file stays as it was. Makes the folder. Raises UserError if the disk refuses.
+    a full disk, a Ctrl-C, the old file stays as it was, and so do its permissions. Makes the folder. Where path is a
+    link, the file that it leads to is written; a device or a pipe takes the bytes as they come (a file put in its
+    place would end it). Another hard link to the old file keeps the old file. Raises UserError if the disk refuses.
     """
-    temporary = f'{path}.{os.getpid()}.tmp'
+    target, old = os.path.realpath(path), None
+    temporary = f'{target}.{os.getpid()}.tmp'
     try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            old = os.stat(path).st_mode         # of path: what /dev/stdout leads to may have no name
+        if os.path.basename(path) == '' or old and stat.S_ISDIR(old):
+            raise IsADirectoryError(errno.EISDIR, 'it names a folder, and a file is needed')
+        if old and not stat.S_ISREG(old):
+            with open(path, 'wb') as file:
+                yield file
+            return
+        os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(temporary, 'wb') as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        if old:
+            shutil.copymode(target, temporary)
+        os.replace(temporary, target)
     except OSError as error:
         why = error.strerror or error
         raise UserError(f'could not write {path}: {why}; what was there before is untouched') from None
@@ -208,15 +266,17 @@ def atomic_write(path):
 def locked(path):
     """
     Keep other processes that ask for the same path out until the block ends, by a lock on `path`.lock; UserError if
-    one of them has it. The system lets go of it however a process ends. Without fcntl (Windows) nobody is kept out.
+    one of them has it. The system lets go of it however a process ends. A link and the file that it leads to are one.
+    Without fcntl (Windows), or on a disk that knows no locks (some NFS), nobody is kept out.
     """
+    path = os.path.realpath(path)
     try:
         import fcntl
     except ImportError:
         yield
         return
     try:
-        os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         file = open(f'{path}.lock', 'ab')
     except OSError as error:
         raise UserError(f'could not write {path}.lock: {error.strerror}') from None
@@ -225,6 +285,9 @@ def locked(path):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f'{path} is in use by another process; wait until it ends, or name another file') from None
+        except OSError as error:
+            print(f'note: {path} cannot be locked on this disk ({error.strerror}); let no other process use it',
+                  file=sys.stderr)
         yield
 
 

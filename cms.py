@@ -35,7 +35,7 @@ TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked')
 
 def parse_clock(name, text, lowest):
     """'1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before; 0, where allowed, is a level that never moves."""
-    ticks = tuple(int(n) if n.isdecimal() else -1 for n in text.split(','))
+    ticks = tuple(int(n) if n.isdecimal() and len(n) < 19 else -1 for n in text.split(','))
     check(min(ticks) >= lowest, f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
     moving = [n for n in ticks if n]
     check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),

@@ -14,10 +14,17 @@ def read_log(path, step):
     """The lines of a log up to that step, as dicts, without what a crash may leave: later steps, half a line."""
     lines = []
     for text in read_file(path).splitlines():
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, RecursionError):
             lines.append(json.loads(text))
-    lines = [line for line in lines if isinstance(line, dict) and isinstance(line.get('step', 0), int)]
-    return [line for line in lines if line.get('step', 0) <= step]
+    return [line for line in lines if fits(line) and line.get('step', 0) <= step]
+
+
+def fits(line):
+    """Whether what a resumed run takes from a line is of its kind; anything else is not from train.py."""
+    def number(x):
+        return isinstance(x, (int, float)) and abs(x) < 1e39            # also not NaN
+    return isinstance(line, dict) and isinstance(line.get('step', 0), int) and number(line.get('loss', 0)) and (
+        isinstance(line.get('moves', []), list) and all(map(number, line.get('moves', []))))
 
 
 def open_log(path, lines):

@@ -164,7 +164,7 @@ KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss',
         'data', 'tokenizer')            # what tells the text, and the tokens that it is cut into, from others
 
 
-def check_finite(step, lr, **values):
+def check_progress(step, lr, **values):
     """UserError if one of these is not, before a checkpoint takes the place of one from when all were."""
     if not all(map(math.isfinite, values.values())):
         said = ' and '.join(f"the {name.replace('_', ' ')} is {x}" for name, x in values.items())
@@ -211,6 +211,10 @@ def load_model(checkpoint, device='cpu'):
         model.load_state_dict(weights)
     except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise UserError(f"the checkpoint does not fit: {' '.join(str(error).split())[:300]}") from None
+    for name, p in model.named_parameters():                    # a step size of 0 has the logarithm -inf
+        if not (p.exp() if name == 'log_step' else p).isfinite().all():
+            raise UserError(f'the checkpoint holds weights that are not finite ({name}): its training had failed; '
+                            'use an earlier one, or train again with a lower --learning_rate')
     return model.to(device)
 
 
@@ -273,12 +277,19 @@ def owner(checkpoint):
     return {'mixer': checkpoint['config']['mixer'], 'step': checkpoint['step'], 'weights': weights.hexdigest()[:16]}
 
 
+def finite(x):
+    """Whether all tensors in a reader's state are."""
+    if torch.is_tensor(x):
+        return bool(x.isfinite().all())
+    return all(map(finite, x.values() if isinstance(x, dict) else x if isinstance(x, list) else ()))
+
+
 def save_memory(path, whose, reader, tokens, state):
     """
     Write a Learner's state and the tokens that it has yet to read, whole or not at all. whose: what owner said.
     UserError if what was learned is not finite.
     """
-    if not all(x.isfinite().all() for x in state['delta'].values()):
+    if not finite({key: state[key] for key in STATE}):
         raise UserError(f'what was learned is not finite, and {path} stays as it was; try a smaller --cms_step')
 
     def copy(x):
@@ -303,6 +314,8 @@ def load_memory(path, whose, chunks='', device='cpu'):
                             f'one is {value}')
     if {*saved['state']} != {*STATE}:
         raise UserError(f'{path} is damaged: it holds no state that a reader could go on from')
+    if not finite(saved['state']):
+        raise UserError(f'{path} holds numbers that are not finite; remove it and begin anew')
     if chunks not in ('', saved['cms_chunks']):
         raise UserError(f"{path} was kept with --cms_chunks={saved['cms_chunks']}, not {chunks}")
     return saved

@@ -261,6 +261,13 @@ def check_ids(idx, vocab_size):
         raise UserError(f'token id {high if high >= vocab_size else low} is outside the vocabulary of {vocab_size}')
 
 
+def check_finite(x):
+    """UserError if a model's logits or its loss are not numbers: what is written or scored by them would be noise."""
+    if not x.isfinite().all():
+        raise UserError('what the model answers is no longer finite: its weights, or how far they moved while reading, '
+                        'are too large; try a smaller --cms_step if it learns, or another checkpoint')
+
+
 @torch.no_grad()
 def read(reader, idx, state=None):
     """
@@ -285,6 +292,7 @@ def stream(reader, idx, max_new_tokens, temperature=1.0, top_k=0, top_p=1.0, sto
     stopped = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
     for _ in range(max_new_tokens):
         logits, state = read(reader, idx, state)                                # the prompt, then a token at a time
+        check_finite(logits)
         token = sample(logits, temperature, top_k, top_p, generator)            # (B, V) -> (B,)
         if stop_token is not None:
             token = token.masked_fill(stopped, stop_token)
@@ -308,6 +316,7 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
     if top_p < 1:
         ordered, order = probs.sort(dim=-1, descending=True)
         outside = ordered.cumsum(-1) - ordered >= top_p         # the tokens before it reach top_p already
+        outside[:, 0] = False                                   # nothing is before the first, however small top_p is
         probs = probs.scatter(-1, order, ordered.masked_fill(outside, 0.0))
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
 

@@ -51,7 +51,7 @@ class Race:
         words('mixers', self.mixers, MIXERS)
         for name in ('n_pairs', 'batch_size', 'max_steps', 'eval_every', 'threads'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
-        check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
+        check(1e-300 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
         check(self.start_lr >= 0, f'--start_lr must be at least 0, not {self.start_lr}')
         check(0 <= self.seed < 2**63, f'--seed must be at least 0 and below 2^63, not {self.seed}')
         check(self.n_pairs <= self.keys, f'--n_pairs={self.n_pairs} needs as many --keys, not {self.keys}')

@@ -28,7 +28,7 @@ from cli import UsageError, UserError, build, check, locked, one_line_errors, pr
 from cms import weights_of
 from machine import (load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner, pick_device,
                      save_memory)
-from model import state_bytes, stream
+from model import check_finite, state_bytes, stream
 from tokenizer import encode
 
 one_line_errors()
@@ -103,7 +103,8 @@ block_size = model.config.block_size
 
 
 def note(*words):
-    print(*words, file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):                  # a full stderr must not cost a memory file
+        print(*words, file=sys.stderr, flush=True)
 
 
 def as_idx(tokens):
@@ -161,6 +162,7 @@ def score(path, last, state):
         for i in range(0, len(tokens), block_size):
             part = tokens[i:i + block_size]
             _, loss, state = reader(as_idx([last] + part[:-1]), as_idx(part), state)
+            check_finite(loss)
             nats, tokens_read, last = nats + loss.item() * len(part), tokens_read + len(part), part[-1]
             if sys.stderr.isatty():
                 print(f'\r{tokens_read:,} tokens, {nats / tokens_read:.4f} nats per token ', end='', file=sys.stderr)
@@ -194,7 +196,8 @@ def print_memory(state):
         squares, start = 0.0, 0.0
         for name, (its, p) in weights_of(model).items():
             if its == level and chunk:
-                squares, start = squares + state['delta'][name].square().sum(), start + p.detach().square().sum()
+                squares = squares + state['delta'][name].double().square().sum()        # of what is large, too
+                start = start + p.detach().square().sum()
         if chunk:
             moved = squares.sqrt().item()
             print_block(**{f'level_{level}': f"every {chunk:,} tokens, {state['learned'] // chunk:,} moves, "

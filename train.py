@@ -36,7 +36,7 @@ from cli import (UsageError, UserError, build, check, git_commit, locked, one_li
                  remove_file)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
-from machine import (Cores, check_finite, choose_compile, compiled, describe, first_to_fail, join_processes,
+from machine import (Cores, check_progress, choose_compile, compiled, describe, first_to_fail, join_processes,
                      load_checkpoint, load_model, load_progress, load_tokenizer, peak_memory, pick_device,
                      save_checkpoint)
 from model import SIZES, Config, Hope
@@ -105,11 +105,11 @@ class Run:
                      'seed', 'carry'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(self.seed < 2**63, f'--seed must be below 2^63, not {self.seed}')
-        check(0 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
+        check(1e-300 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')
         check(0 < self.cooldown <= 1, f'--cooldown must be above 0 and at most 1, not {self.cooldown}')
         for name in ('beta1', 'beta2'):
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
-        check(self.matrix_lr < math.inf, f'--matrix_lr must be finite, not {self.matrix_lr}')
+        check(not 0 < self.matrix_lr < 1e-99 and self.matrix_lr < math.inf, f'--matrix_lr cannot be {self.matrix_lr}')
         check(not (self.resume and self.overwrite), 'give one of --resume and --overwrite')
         check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
         for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES),
@@ -321,7 +321,7 @@ def print_sample():
 def save():
     # a step size may be 0, and its logarithm not finite
     total = sum(p.detach().abs().sum() for name, p in raw_model.named_parameters() if name != 'log_step')
-    check_finite(step, lr_at(step - 1), sum_of_all_weights=total.item())
+    check_progress(step, lr_at(step - 1), sum_of_all_weights=total.item())
     save_checkpoint(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in optimizers],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
@@ -361,7 +361,7 @@ while True:
             say(f'stopped at step {step:,}; go on with: python train.py --resume --out_dir={run.out_dir}')
         elif is_main and step > first_step:
             val_loss = evaluate()
-            check_finite(step, lr_at(step - 1), validation_loss=val_loss)
+            check_progress(step, lr_at(step - 1), validation_loss=val_loss)
             best_loss = min(best_loss, val_loss)
             save()
             log(step=step, val_loss=val_loss, **bits_per_byte(val_bpb=val_loss))
@@ -407,7 +407,7 @@ while True:
     loss = loss.item()
     with moving(raw_model, step) as moved:              # with one level an ordinary step
         grad_norm = torch.nn.utils.clip_grad_norm_(raw_model.parameters(), run.grad_clip or math.inf).item()
-        check_finite(step + 1, lr, loss=loss, gradient_norm=grad_norm)
+        check_progress(step + 1, lr, loss=loss, gradient_norm=grad_norm)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

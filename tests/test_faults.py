@@ -1,0 +1,226 @@
+"""Faults that users of such tools report, each with what should happen: one line or the right thing, nothing lost."""
+import contextlib
+import errno
+import json
+import os
+import subprocess
+import sys
+
+import numpy
+import pytest
+import torch
+from conftest import ROOT
+from test_scripts import TINY, inside
+
+from cli import UsageError, UserError, atomic_write, locked, one_line_errors
+from log import read_log
+from machine import load_checkpoint, save_checkpoint
+from model import sample
+
+SHORT = [*[arg for arg in TINY if 'steps' not in arg], '--max_steps=4', '--warmup_steps=1']
+
+
+@pytest.fixture(scope='module')
+def out_dir(text, tmp_path_factory):
+    """The folder of a run of a few steps."""
+    path = str(tmp_path_factory.mktemp('faults') / 'out')
+    with contextlib.redirect_stdout(None):
+        inside('train.py', f'--data={text}', f'--out_dir={path}', *SHORT)
+    return path
+
+
+# ---- what is not finite
+
+
+def test_the_most_likely_token_stays_however_small_top_p_is():
+    torch.set_flush_denormal(True)                              # as in the scripts
+    for top_p in (1e-38, 1e-45, 1e-300):
+        assert sample(torch.tensor([[0.0, 3.0, 1.0]]), top_p=top_p).tolist() == [1]
+
+
+@pytest.mark.parametrize('step', ['1e15', '1e30', '1e300'])
+@pytest.mark.parametrize('more', [['x' * 70], ['x' * 70, '--temperature=0'], ['--score=TEXT']])
+def test_learning_that_blows_up_is_said_and_leaves_the_memory(step, more, out_dir, text, tmp_path):
+    memory = str(tmp_path / 'me.pt')
+    args = [f'--out_dir={out_dir}', '--learn', f'--memory={memory}', '--device=cpu', '--max_new_tokens=30']
+    inside('sample.py', 'x' * 70, *args, '--cms_chunks=16')['hold'].close()
+    before = open(memory, 'rb').read()
+    with pytest.raises(UserError, match='^what the model answers is no longer finite[^\n]*--cms_step'):
+        inside('sample.py', *[arg.replace('TEXT', text) for arg in more], *args, f'--cms_step={step}')
+    assert open(memory, 'rb').read() == before
+
+
+def test_weights_that_are_not_finite_are_not_read(out_dir, tmp_path):
+    checkpoint = load_checkpoint(f'{out_dir}/ckpt.pt')
+    checkpoint['model']['head.weight'][3, 4] = float('nan')
+    save_checkpoint(tmp_path / 'ckpt.pt', checkpoint)
+    for script, *args in (('sample.py', 'x'), ('sample.py', '--learn'), ('eval_niah.py',), ('train.py', '--resume')):
+        with pytest.raises(UserError, match=r'weights that are not finite \(head.weight\)'):
+            inside(script, *args, f'--out_dir={tmp_path}', '--device=cpu')
+
+
+def test_a_memory_that_is_not_finite_is_not_read(out_dir, tmp_path):
+    memory = str(tmp_path / 'me.pt')
+    args = [f'--out_dir={out_dir}', '--learn', f'--memory={memory}', '--device=cpu', '--max_new_tokens=3']
+    inside('sample.py', 'x' * 70, *args)['hold'].close()
+    saved = torch.load(memory)
+    next(iter(saved['state']['gathered'].values())).fill_(float('inf'))
+    torch.save(saved, memory)
+    with pytest.raises(UserError, match='not finite; remove it'):
+        inside('sample.py', 'y', *args)
+
+
+# ---- files that are no plain files
+
+
+def test_a_link_is_followed(tmp_path):
+    """The file that it leads to is replaced, whole or not at all; one that leads nowhere yet makes that file."""
+    (tmp_path / 'disk').mkdir()
+    target, link, chain = tmp_path / 'disk' / 'ckpt.pt', tmp_path / 'ckpt.pt', tmp_path / 'chain.pt'
+    link.symlink_to('disk/ckpt.pt')
+    chain.symlink_to(link)
+    for path, text in ((link, b'new'), (chain, b'newer')):
+        with atomic_write(path) as file:
+            file.write(text)
+        assert target.read_bytes() == text and link.is_symlink() and chain.is_symlink()
+    target.chmod(0o600)
+    with pytest.raises(KeyboardInterrupt):
+        with atomic_write(link) as file:
+            file.write(b'half')
+            raise KeyboardInterrupt
+    assert target.read_bytes() == b'newer' and os.listdir(tmp_path / 'disk') == ['ckpt.pt']
+    with atomic_write(link) as file:
+        file.write(b'newest')
+    assert target.read_bytes() == b'newest' and target.stat().st_mode & 0o777 == 0o600, 'who may read it is kept'
+    (tmp_path / 'loop').symlink_to('loop')
+    with pytest.raises(UserError, match='^could not write [^\n]*loop: Too many'):
+        with atomic_write(tmp_path / 'loop') as file:
+            pass
+
+
+def test_a_pipe_or_a_device_is_written_to(tmp_path):
+    pipe, link = str(tmp_path / 'pipe'), str(tmp_path / 'link')
+    os.mkfifo(pipe)
+    os.symlink(pipe, link)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    save_checkpoint(link, {'x': torch.ones(3)}, form='some')
+    (tmp_path / 'copy').write_bytes(os.read(reader, 1 << 16))
+    os.close(reader)
+    assert torch.load(tmp_path / 'copy')['x'].tolist() == [1, 1, 1]
+    os.symlink('/dev/full', tmp_path / 'full')
+    for path in ('/dev/null', f'{tmp_path}/full'):
+        before = os.stat(path)
+        with contextlib.suppress(UserError) if path == '/dev/null' else pytest.raises(UserError, match='No space left'):
+            with atomic_write(path) as file:
+                file.write(b'x')
+        assert os.stat(path).st_rdev == before.st_rdev != 0
+    assert sorted(os.listdir(tmp_path)) == ['copy', 'full', 'link', 'pipe']
+
+
+def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    for path in (tmp_path / 'folder', f'{tmp_path}/folder/', f'{tmp_path}/none/'):
+        with pytest.raises(UserError, match='^could not write [^\n]*: it names a folder'):
+            with atomic_write(path) as file:
+                file.write(b'x')
+    assert os.listdir(tmp_path) == ['folder'] and not os.listdir(tmp_path / 'folder')
+
+
+def test_a_link_and_its_target_are_locked_as_one(tmp_path):
+    (tmp_path / 'link').symlink_to('me.pt')
+    with locked(str(tmp_path / 'me.pt')), pytest.raises(UserError, match='in use by another process'):
+        with locked(str(tmp_path / 'link')):
+            pass
+
+
+@pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_disk_without_locks_is_no_obstacle(number, tmp_path, monkeypatch, capsys):
+    def flock(file, operation):
+        raise OSError(number, os.strerror(number))
+    monkeypatch.setattr('fcntl.flock', flock)
+    with locked(str(tmp_path / 'me.pt')):
+        assert 'cannot be locked on this disk' in capsys.readouterr().err
+
+
+# ---- plain causes
+
+
+SMALL = '''"""What it does."""
+import sys
+from dataclasses import dataclass
+from cli import one_line_errors, read_args
+one_line_errors()
+
+@dataclass
+class Small:
+    """The small one"""
+    number: int = 3         # how many
+
+read_args([Small], sys.argv[1:])
+print('out', sys.stdout.isatty(), repr(sys.stdin.read()))
+print('err', sys.stderr.isatty(), file=sys.stderr)
+'''
+
+
+def small(path, *args, **streams):
+    """A script without torch, which is slow to start, in a process of its own."""
+    (path / 'small.py').write_text(SMALL)
+    return subprocess.run([sys.executable, *args[:-1], 'small.py', *args[-1:]], cwd=path, text=True, timeout=60,
+                          env=os.environ | {'PYTHONPATH': ROOT}, **{'stderr': subprocess.PIPE, **streams})
+
+
+def test_streams_that_are_full_or_closed(tmp_path):
+    """A full one is an error, at the last flush too; a closed one holds nothing and takes nothing."""
+    with open('/dev/full', 'w') as full:
+        for arg in ('--help', '--number=2'):
+            done = small(tmp_path, arg, stdout=full, input='')
+            assert done.returncode == 1 and done.stderr.splitlines()[-1].startswith('error: standard '), done.stderr
+            assert 'No space left on device' in done.stderr and 'Traceback' not in done.stderr
+        assert small(tmp_path, '--nought', stderr=full).returncode == 2, 'the exit code of a wrong command line'
+    for closed in ((0,), (1,), (2,), (0, 1, 2)):
+        done = small(tmp_path, '--number=2', stdout=subprocess.PIPE, stdin=subprocess.DEVNULL,
+                     preexec_fn=lambda: [*map(os.close, closed)])
+        assert (done.returncode, done.stdout, done.stderr) == (
+            0, '' if 1 in closed else "out False ''\n", '' if 2 in closed else 'err False\n')
+
+
+def test_help_without_docstrings(tmp_path):
+    done = small(tmp_path, '-OO', '--help', stdout=subprocess.PIPE)
+    assert done.stdout.split('\n\n') == ['What it does.', f"The small one\n  --{'number=3':<28} how many\n"]
+
+
+@pytest.mark.parametrize('line', ['{"step": 2, "loss": "x"}', '{"step": 2, "loss": null}', '{"step": 2, "moves": 3}',
+                                  '{"step": 2, "loss": NaN}', '{"step": 2.5}', '[' * 9999, '{"step": 2, "loss": [1]}',
+                                  '{"step": 2, "moves": [null]}', '{"loss": Infinity}', '"step"', '\udcff'])
+def test_a_log_line_of_another_kind_is_no_part_of_the_log(line, tmp_path):
+    good = '{"step": 1, "loss": 2.5, "moves": [0.5]}'
+    (tmp_path / 'log').write_bytes(f'{good}\n{line}\n{good}\n'.encode(errors='surrogateescape'))
+    assert read_log(tmp_path / 'log', 9) == [json.loads(good)] * 2
+
+
+def test_numbers_beyond_what_can_be_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    big = str(10 ** 30)
+    for script, *args in (('train.py', f'--max_steps={big}'), ('train.py', f'--eval_every=-{big}'),
+                          ('train.py', f'--cms_chunks=8,{big}'), ('train.py', f'--n_embd={big}'),
+                          ('sample.py', f'--top_k={big}'), ('eval_niah.py', f'--lengths={big}'),
+                          ('train.py', '--optimizer=muon', '--learning_rate=1e-320')):
+        with pytest.raises(UsageError, match='^--[a-z_]+ [^\n]*$'):
+            inside(script, *args)
+
+
+@pytest.mark.parametrize('fill', ['numpy.zeros((10**9, 10**6))', 'numpy.zeros((2**62, 2**62))', 'numpy.empty(2**62)',
+                                  'torch.zeros(10**9, 10**6)', 'torch.zeros(2**62, 2**62)', '[0] * 2**58'])
+def test_no_memory_is_one_line(fill, monkeypatch, capsys):
+    def leave(code, error):
+        raise SystemExit(f'{code} {error}')
+    monkeypatch.setattr('cli.leave', leave)
+    monkeypatch.setattr('sys.excepthook', sys.excepthook)
+    one_line_errors()
+    try:
+        eval(fill, {'numpy': numpy, 'torch': torch})
+    except Exception as error:
+        with pytest.raises(SystemExit, match='^1 out of memory; try a larger --grad_accum'):
+            sys.excepthook(type(error), error, None)
+    else:
+        pytest.fail('it fits')
