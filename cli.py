@@ -166,11 +166,12 @@ def convert(key, kind, text):
         if kind == 'bool':
             return {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}[text.lower()]
         value = {'int': int, 'float': float, 'str': str}[kind](text)
-        check(kind != 'int' or abs(value) < 2**63, '')      # what torch, numpy and files can count
-        return value
     except (KeyError, ValueError):
-        takes = {'bool': 'true or false', 'int': 'a whole number below 2^63', 'float': 'a number'}[kind]
+        takes = {'bool': 'true or false', 'int': 'a whole number', 'float': 'a number'}[kind]
         raise UsageError(f"--{key} takes {takes}, not '{text}'") from None
+    if kind == 'int' and abs(value) >= 2**63:               # more than torch, numpy and files can count
+        raise UsageError(f'--{key} must be below 2^63, not {text}')
+    return value
 
 
 def print_help(classes, hidden=()):
