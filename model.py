@@ -264,7 +264,7 @@ def check_ids(idx, vocab_size):
 def check_finite(x):
     """UserError if a model's logits or its loss are not numbers: what is written or scored by them would be noise."""
     if not x.isfinite().all():
-        raise UserError('what the model answers is no longer finite: its weights, or how far they moved while reading, '
+        raise UserError('what the model answers is not finite: its weights, or how far they moved while reading, '
                         'are too large; try a smaller --cms_step if it learns, or another checkpoint')
 
 
