@@ -23,10 +23,12 @@ import inspect
 import os
 import re
 import shutil
+import signal
 import stat
 import subprocess
 import sys
 import textwrap
+import unicodedata
 
 
 # options that earlier versions had: what takes their place, if anything does, and what to say
@@ -48,6 +50,10 @@ class UserError(Exception):
 class UsageError(UserError):
     """A wrong command line."""
     exit_code = 2
+
+
+class Switch(str):
+    """The kind of a knob that is 'true', 'false' or 'auto': given as a flag is."""
 
 
 def one_line_errors(speaks=lambda: True):
@@ -123,22 +129,26 @@ def read_args(classes, argv, positional=None, hidden=()):
     hidden      fields that are not for the command line
     """
     fields = {f.name: f for cls in classes for f in dataclasses.fields(cls) if f.name not in hidden}
-    given = {}
+    given, bare = {}, False
+    dash = f"; a {positional} that begins with a dash is written --{positional}='...', or after --" * bool(positional)
     for word in argv:
-        if word in ('-h', '--help'):
+        if word == '--' and positional and not bare:
+            bare = True
+            continue
+        if word in ('-h', '--help') and not bare:
             print_help(classes, hidden)
             sys.exit(0)
-        if word.startswith('--'):
+        if word.startswith('--') and not bare:
             key, sep, text = word[2:].partition('=')
-        elif positional and (word == '-' or not word.startswith('-')):
+        elif positional and (bare or word == '-' or not word.startswith('-')):
             key, sep, text = positional, '=', word
         else:
-            raise UsageError(f"'{word}' is not understood; options are written --key=value, and --help lists them")
+            raise UsageError(f"'{word}' is not understood; options are written --key=value, --help lists them{dash}")
         if key not in fields and key in RENAMED and RENAMED[key][0] in ('', *fields):
             raise UsageError(f'--{key} {RENAMED[key][1]}')
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=1)
-            hint = f', did you mean --{near[0]}?' if near else '; --help lists them all'
+            hint = f', did you mean --{near[0]}?' if near else f'; --help lists them all{dash}'
             raise UsageError(f'unknown option --{key}{hint}')
         if key in given:
             hint = ': quote a prompt of several words' if key == positional else ''
@@ -159,17 +169,21 @@ def convert(key, kind, text):
     """The text of one value as its field's type (bool, int, float or str)."""
     kind = kind if isinstance(kind, str) else kind.__name__
     if text is None:
-        if kind != 'bool':
+        if kind not in ('bool', 'Switch'):
             raise UsageError(f"--{key} needs a value: --{key}=...")
-        return True
+        text = 'true'
+    flags = {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}
     try:
         if kind == 'bool':
-            return {'true': True, '1': True, 'yes': True, 'false': False, '0': False, 'no': False}[text.lower()]
+            return flags[text.lower()]
+        if kind == 'Switch':
+            return 'auto' if text.lower() == 'auto' else str(flags[text.lower()]).lower()
         value = {'int': int, 'float': float, 'str': str}[kind](text)
     except (KeyError, ValueError):
-        takes = {'bool': 'true or false', 'int': 'a whole number', 'float': 'a number'}[kind]
+        takes = {'bool': 'true or false', 'Switch': 'true, false or auto',
+                 'int': 'a whole number', 'float': 'a number'}[kind]
         raise UsageError(f"--{key} takes {takes}, not '{text}'") from None
-    if kind == 'int' and abs(value) >= 2**63:               # more than torch, numpy and files can count
+    if kind == 'int' and abs(value) >= 2**63:                   # more than torch, numpy and files can count
         raise UsageError(f'--{key} must be below 2^63, not {text}')
     return value
 
@@ -304,6 +318,48 @@ def git_commit():
 
 # -----------------------------------------------------------------------------
 # the terminal
+
+
+class Terminal:
+    """A stream to a terminal that may be closed while we run: what it takes no more goes nowhere."""
+    def __init__(self, stream):
+        self.stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+    def write(self, text):
+        self.unless_closed(self.stream.write, text)
+
+    def flush(self):
+        self.unless_closed(self.stream.flush)
+
+    @staticmethod
+    def unless_closed(f, *args):
+        try:
+            f(*args)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+
+
+def on_stop(handler):
+    """
+    Call it when this process is asked to stop: by Ctrl-C, by kill, or because its terminal was closed (not under nohup,
+    nor on Windows), which must not end it first by refusing a line.
+    """
+    for name in ('stdout', 'stderr'):
+        if getattr(sys, name).isatty():
+            setattr(sys, name, Terminal(getattr(sys, name)))
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, handler)
+    if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)
+
+
+def plain(text):
+    """Text for a terminal, which would obey control characters: each but newline and tab is shown as a mark."""
+    return ''.join('\ufffd' if unicodedata.category(c) == 'Cc' and c not in '\n\t' else c for c in text)
 
 
 def print_block(**values):

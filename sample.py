@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cli import UsageError, UserError, build, check, locked, one_line_errors, print_block, read_args
+from cli import UsageError, UserError, build, check, locked, one_line_errors, plain, print_block, read_args
 from cms import weights_of
 from machine import (load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner, pick_device,
                      save_memory)
@@ -50,7 +50,7 @@ class Sample:
     num_samples: int = 1                # texts to write
     seed: int = 1337                    # of the samples
     interactive: bool = False           # read prompts from the terminal, a line each
-    score: str = ''                     # a file to measure instead of writing
+    score: str = ''                     # a file to measure instead of writing; '-' reads stdin
     # learning while reading
     learn: bool = False                 # move the MLPs' weights by what is read, on the token clock
     memory: str = ''                    # a file that keeps what was read and learned from one call to the next
@@ -107,6 +107,11 @@ def note(*words):
         print(*words, file=sys.stderr, flush=True)
 
 
+def tell(text, end=''):
+    """Text to stdout as it comes; only a terminal is spared control characters."""
+    print(plain(text) if sys.stdout.isatty() else text, end=end, flush=True)
+
+
 def as_idx(tokens):
     """Token ids -> (1, T) on the device."""
     return torch.tensor([list(tokens)], dtype=torch.long, device=device)
@@ -125,8 +130,8 @@ def write(tokens, state, generator):
                                stop_token, generator, state):
         n, token = n + 1, token.item()
         if token != enc.eot_token:
-            print(decoder.decode(enc.decode_single_token_bytes(token)), end='', flush=True)
-    print(decoder.decode(b'', final=True), flush=True)
+            tell(decoder.decode(enc.decode_single_token_bytes(token)))
+    tell(decoder.decode(b'', final=True), '\n')
     note(f'[{n} tokens, {n / (time.perf_counter() - start):.0f} tok/s, state {state_bytes(state) / 1024:.0f} KiB]')
     return [token], state
 
@@ -153,7 +158,7 @@ def score(path, last, state):
     that is yet to be read and the state before it.
     """
     try:
-        file = open(path, 'rb')
+        file = sys.stdin.buffer if path == '-' else open(path, 'rb')
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None
     nats, tokens_read, bytes_read, start = 0.0, 0, 0, time.perf_counter()
@@ -236,6 +241,6 @@ else:
     for i in range(args.num_samples):
         if args.num_samples > 1:
             note(f'--- sample {i + 1} of {args.num_samples}')
-        print(text.decode(errors='replace'), end='', flush=True)
+        tell(text.decode(errors='replace'))
         pending, after = write(tokens, state, rng)
     keep(pending, after)

@@ -21,7 +21,6 @@ import math
 import os
 import platform
 import shlex
-import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tasks
 from carry import Rows, constants, join_rows, take_rows
-from cli import (UsageError, UserError, build, check, git_commit, locked, one_line_errors, print_block, read_args,
-                 remove_file)
+from cli import (Switch, UsageError, UserError, build, check, git_commit, locked, on_stop, one_line_errors,
+                 print_block, read_args, remove_file)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
 from machine import (Cores, check_progress, choose_compile, compiled, describe, first_to_fail, join_processes,
@@ -95,7 +94,7 @@ class Run:
     # machine
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
-    compile: str = 'auto'               # true | false; auto: on a GPU, and hope from 200 steps on; not if NL_COMPILE=0
+    compile: Switch = 'auto'            # true | false; auto: on a GPU, and hope from 200 steps on; not if NL_COMPILE=0
     seed: int = 1337                    # of the weights, the batches and the samples
 
     def __post_init__(self):
@@ -341,8 +340,7 @@ def on_signal(signum, frame):
     say('\nstopping after this step (once more to leave at once)')
 
 
-for signum in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(signum, on_signal)
+on_stop(on_signal)
 
 # -----------------------------------------------------------------------------
 # the loop
@@ -358,7 +356,8 @@ while True:
     if done or (step % run.eval_every == 0 and step > first_step):
         if is_main and step > first_step and early:     # whoever stops us may not wait for an evaluation
             save()
-            say(f'stopped at step {step:,}; go on with: python train.py --resume --out_dir={run.out_dir}')
+            again = shlex.join([sys.argv[0], '--resume', f'--out_dir={run.out_dir}'])
+            say(f'stopped at step {step:,}; go on with: python {again}')
         elif is_main and step > first_step:
             val_loss = evaluate()
             check_progress(step, lr_at(step - 1), validation_loss=val_loss)

@@ -3,8 +3,11 @@ import contextlib
 import errno
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import unicodedata
 
 import numpy
 import pytest
@@ -12,7 +15,8 @@ import torch
 from conftest import ROOT
 from test_scripts import TINY, inside
 
-from cli import UsageError, UserError, atomic_write, locked, one_line_errors
+from cli import (Switch, UsageError, UserError, atomic_write, convert, locked, on_stop, one_line_errors,
+                 plain)
 from log import read_log
 from machine import load_checkpoint, save_checkpoint
 from model import sample
@@ -224,3 +228,81 @@ def test_no_memory_is_one_line(fill, monkeypatch, capsys):
             sys.excepthook(type(error), error, None)
     else:
         pytest.fail('it fits')
+
+
+# ---- smaller
+
+
+@pytest.mark.parametrize('words', [['- item'], ['-x'], ['--- a/file.c'], ['-- x'], ['-1 is']])
+def test_a_prompt_that_begins_with_a_dash(words):
+    with pytest.raises(UsageError, match=r"a prompt that begins with a dash is written --prompt='...', or after --$"):
+        inside('sample.py', *words)
+    for args in (['--', *words], [f'--prompt={words[0]}']):
+        with pytest.raises(UserError, match='there is no checkpoint'):
+            inside('sample.py', '--out_dir=/no/such', *args)
+
+
+def test_a_switch_is_given_as_a_flag_is():
+    for text, want in (('False', 'false'), ('0', 'false'), ('NO', 'false'), ('True', 'true'), ('yes', 'true'),
+                       (None, 'true'), ('AUTO', 'auto')):
+        assert convert('compile', Switch, text) == want
+    with pytest.raises(UsageError, match="--compile takes true, false or auto, not 'maybe'"):
+        inside('train.py', '--compile=maybe')
+
+
+def test_control_characters_do_not_reach_a_terminal(out_dir, capsys, monkeypatch):
+    prompt = 'a\x1b]0;title\x07b\r\x9bc\x7f\n\td\xe9'
+    args = ('sample.py', prompt, f'--out_dir={out_dir}', '--device=cpu', '--max_new_tokens=60', '--temperature=9')
+    inside(*args)
+    piped = capsys.readouterr().out
+    assert piped.startswith(prompt)
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    inside(*args)
+    shown = capsys.readouterr().out
+    assert shown.startswith('a\ufffd]0;title\ufffdb\ufffd\ufffdc\ufffd\n\td\xe9')
+    assert shown == plain(piped) and all(c in '\n\t' or unicodedata.category(c) != 'Cc' for c in shown)
+
+
+def test_score_reads_stdin(out_dir, text, monkeypatch, capsys):
+    args = (f'--out_dir={out_dir}', '--device=cpu')
+    inside('sample.py', f'--score={text}', *args)
+    want = capsys.readouterr().out.splitlines()[1:5]
+    with open(text) as file:
+        monkeypatch.setattr(sys, 'stdin', file)
+        inside('sample.py', '--score=-', *args)
+    assert capsys.readouterr().out.splitlines()[1:5] == want
+
+
+@pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_and_the_hint_is_a_command(signum, text, tmp_path, monkeypatch, capsys):
+    """Also the signal of a terminal that is closed, to which no line can be written any more."""
+    folder = f"{tmp_path}/my run's; $HOME"
+    seen = []
+    monkeypatch.setattr('log.json.dumps', lambda entry, f=json.dumps, **_: (
+        seen.append(entry), len(seen) == 2 and os.kill(os.getpid(), signum), f(entry))[-1])
+    inside('train.py', f'--data={text}', f'--out_dir={folder}', *SHORT[:-2], '--max_steps=9')
+    assert 0 < load_checkpoint(f'{folder}/ckpt.pt')['step'] < 9
+    line, = [line for line in capsys.readouterr().out.splitlines() if 'go on with: python ' in line]
+    script, *args = shlex.split(line.split('go on with: python ')[1])
+    assert args == ['--resume', f'--out_dir={folder}'] and script.endswith('train.py')
+
+
+def test_a_closed_terminal_takes_no_lines(monkeypatch):
+    before = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    calls, ours, theirs = [], *os.openpty()
+    try:
+        with contextlib.suppress(OSError), open(theirs, 'w') as terminal:       # closing it fails, too
+            monkeypatch.setattr(sys, 'stdout', terminal)
+            on_stop(lambda signum, frame: calls.append(signum))
+            os.close(ours)
+            print('nobody reads this', flush=True)          # before the signal comes, and after it
+            os.kill(os.getpid(), signal.SIGHUP)
+            print('nor this', flush=True)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+            on_stop(print)
+            calls.append(signal.getsignal(signal.SIGHUP))
+        assert calls == [signal.SIGHUP, signal.SIG_IGN], 'called once, and nohup stays nohup'
+    finally:
+        monkeypatch.undo()
+        for s, handler in before:
+            signal.signal(s, handler)

@@ -53,7 +53,7 @@ def train_until(step, *args):
 
 def inside(script, *args):
     """Run a script in this process, which saves starting Python; its UserError comes out as it is."""
-    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM)]
+    handlers = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     gc.collect()                    # a run that failed before this one holds its folder until its frames are gone
     argv, hook = sys.argv, sys.excepthook
     sys.argv = [script, *args]
