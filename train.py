@@ -31,7 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tasks
 from carry import Rows, constants, join_rows, take_rows
-from cli import (Switch, UsageError, UserError, build, check, git_commit, locked, on_stop, one_line_errors,
+from cli import (Switch, UsageError, UserError, build, check, git_commit, leave, locked, on_stop, one_line_errors,
                  print_block, read_args, remove_file)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
@@ -443,6 +443,7 @@ if is_main and step > first_step and not early:
                 peak_memory_mib=f'{peak_memory(device):.0f}', val_loss=f'{val_loss:.4f}',
                 **{name: f'{x:.4f}' for name, x in bits_per_byte(val_bpb=val_loss, best_val_bpb=best_loss).items()},
                 checkpoint=ckpt_path)
+hold.close()
 if ddp:
     dist.destroy_process_group()
-hold.close()
+    leave(0)                                            # at once: threads that torch leaves may abort as Python ends
