@@ -10,14 +10,20 @@ all. A checkpoint is what train.py goes on from, a memory file what sample.py --
 
 Does NOT include: how a batch is cut over several devices (torchrun, in train.py), files of former formats.
 """
+import ctypes
 import datetime
+import functools
 import hashlib
 import logging
 import math
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
+import sysconfig
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -86,18 +92,46 @@ def join_processes(device):
     return device
 
 
-def has_compiler(device):
-    """Whether torch.compile finds what it needs: on a CPU a C++ compiler."""
-    return device.startswith('cuda') or any(map(shutil.which, ('g++', 'c++', 'clang++', 'cl')))
+@functools.cache
+def cannot_compile(device):
+    """
+    What keeps torch.compile from working here, or ''. On a CPU it has a C++ compiler build libraries against Python's
+    headers, and loads them: a line of C++ meets in a moment what torch would after a minute, with a traceback.
+    """
+    cxx = os.environ.get('CXX', 'clang++' if sys.platform == 'darwin' else 'cl' if os.name == 'nt' else 'g++')
+    if device.startswith('cuda') or os.name == 'nt' and shutil.which(cxx):
+        return ''
+    try:
+        os.makedirs(place := os.environ.get('TORCHINDUCTOR_CACHE_DIR') or tempfile.gettempdir(), exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            source, library = os.path.join(folder, 'a.cpp'), os.path.join(folder, 'a.so')
+            with open(source, 'w') as file:
+                file.write('#include <Python.h>\n' + '#include <omp.h>\n' * (openmp := sys.platform == 'linux'))
+            subprocess.run([cxx, '-shared', '-fPIC', *['-fopenmp'] * openmp, '-I', sysconfig.get_path('include'),
+                            *['-undefined', 'dynamic_lookup'] * (sys.platform == 'darwin'), source, '-o', library],
+                           check=True, capture_output=True, text=True)
+            ctypes.CDLL(library)
+    except FileNotFoundError:
+        return f'there is no C++ compiler {cxx} (CXX=NAME names another)'
+    except subprocess.CalledProcessError as error:
+        said = re.search('error: (.*)', error.stderr)
+        return f"the C++ compiler {cxx} does not work: {said[1] if said else f'it ends with {error.returncode}'}"
+    except OSError as error:
+        return f'what it builds cannot be kept and loaded: {error} (TMPDIR=FOLDER names another folder)'
+    return ''
 
 
 def choose_compile(run, config, device):
-    """Whether to compile, as --compile says; auto: where it pays and is possible, unless NL_COMPILE=0 forbids it."""
+    """
+    Whether to compile, as --compile says; auto: where it pays and is possible, unless NL_COMPILE=0 forbids it. And why
+    it is not possible where it would pay, or ''.
+    """
     if run.compile != 'auto':
-        return run.compile == 'true'
+        return run.compile == 'true', ''
     pays = device.startswith('cuda') or config.mixer in DEEP and run.max_steps >= 200   # a CPU only for deep memories
-    possible = not config.chunks and run.optimizer != 'dgd' and has_compiler(device)
-    return pays and possible and os.environ.get('NL_COMPILE') != '0'
+    if not pays or config.chunks or run.optimizer == 'dgd' or os.environ.get('NL_COMPILE') == '0':
+        return False, ''
+    return not cannot_compile(device), cannot_compile(device)
 
 
 def compiled(model):
@@ -106,12 +140,12 @@ def compiled(model):
     Python they are a tenth of the time of a long sequence. What C++ cannot call needs no warning, Python still can.
     Every shape is compiled for itself: code for any length compiles for minutes and is slower. torch checks shapes
     before it calls compiled code; that code would check them again.
-    raises  UserError if the machine has no compiler
+    raises  UserError if the machine cannot
     """
     device = next(model.parameters()).device.type
     on_cpu = device == 'cpu'
-    if not has_compiler(device):
-        raise UserError('--compile=true on a CPU needs a C++ compiler, and none is installed; leave --compile out')
+    if why := cannot_compile(device):
+        raise UserError(f'--compile=true is not possible: {why}; leave --compile out')
     logging.getLogger('torch._inductor.ir').setLevel(logging.ERROR)
     return torch.compile(model, dynamic=False, options={'cpp_wrapper': True, 'size_asserts': False} if on_cpu else None)
 

@@ -170,7 +170,7 @@ torch.set_flush_denormal(True)                          # what a memory forgets 
 torch.set_float32_matmul_precision('high' if on_gpu else 'highest')     # tf32 for what stays in float32
 use_bf16 = run.dtype == 'bfloat16' or run.dtype == 'auto' and on_gpu
 autocast = torch.autocast(device.split(':')[0], dtype=torch.bfloat16, enabled=use_bf16)
-use_compile = choose_compile(run, config, device)
+use_compile, why_not = choose_compile(run, config, device)
 for refused, why in (
         (run.batch_size % (world * run.grad_accum), f'--batch_size={run.batch_size} must be a multiple of devices x '
          f'grad_accum = {world} x {run.grad_accum}'),
@@ -237,6 +237,8 @@ if still:
     say(f"levels that do not move within {config.block_size} tokens, and learn no step size: {', '.join(still)}")
 if cores.n > 1:
     say(f'{cores.n} parts of a batch at a time, side by side on the cores')
+if why_not:
+    say(f'training goes on uncompiled, and slower: {why_not}')
 if use_compile:
     say('the first step waits for torch.compile, a minute or more')
 

@@ -1,12 +1,16 @@
 """Faults that users of such tools report, each with what should happen: one line or the right thing, nothing lost."""
 import contextlib
+import ctypes
 import errno
 import json
 import os
+import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import unicodedata
 
 import numpy
@@ -15,6 +19,7 @@ import torch
 from conftest import ROOT
 from test_scripts import TINY, inside
 
+import machine
 from cli import (Switch, UsageError, UserError, atomic_write, convert, locked, on_stop, one_line_errors,
                  plain)
 from log import read_log
@@ -72,6 +77,37 @@ def test_a_memory_that_is_not_finite_is_not_read(out_dir, tmp_path):
     torch.save(saved, memory)
     with pytest.raises(UserError, match='not finite; remove it'):
         inside('sample.py', 'y', *args)
+
+
+# ---- compilers that are there and do not work
+
+
+@pytest.mark.parametrize('broken, said', [('no headers', 'Python.h'), ('no program', 'nowhere'),
+                                          ('fails', 'ends with 3'), ('no place', 'failed to map.*TMPDIR')])
+def test_a_compiler_that_cannot_build_is_no_obstacle(broken, said, text, tmp_path, monkeypatch, capsys):
+    """The default goes on uncompiled and says why; who asked for it is told."""
+    if not shutil.which('g++'):
+        pytest.skip('needs a C++ compiler that works')
+    (tmp_path / 'fails').write_text('#!/bin/sh\nexit 3\n')
+    (tmp_path / 'fails').chmod(0o755)
+    if broken == 'no headers':
+        monkeypatch.setattr(sysconfig, 'get_path', lambda name: '/nowhere')
+    elif broken == 'no place':
+        def refuse(path): raise OSError(f'{path}: failed to map segment from shared object')
+        monkeypatch.setattr(ctypes, 'CDLL', refuse)
+    else:
+        monkeypatch.setenv('CXX', 'nowhere++' if broken == 'no program' else str(tmp_path / 'fails'))
+    machine.cannot_compile.cache_clear()
+    model = ['--n_layer=1', '--n_head=2', '--n_embd=8', '--block_size=8', '--batch_size=1', '--eval_batches=1']
+    args = [f'--data={text}', f'--out_dir={tmp_path}/out', *model, '--max_steps=200', '--sample_tokens=0']
+    try:
+        script = inside('train.py', *args)
+        assert not script['use_compile'] and script['step'] == 200
+        assert re.search(f'uncompiled, and slower: .*{said}', capsys.readouterr().out)
+        with pytest.raises(UserError, match=f'^--compile=true is not possible: .*{said}'):
+            inside('train.py', *args, '--compile', '--overwrite')
+    finally:
+        machine.cannot_compile.cache_clear()
 
 
 # ---- files that are no plain files
