@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import difflib
 import errno
+import glob
 import inspect
 import os
 import re
@@ -303,6 +304,9 @@ def locked(path):
         except OSError as error:
             print(f'note: {path} cannot be locked on this disk ({error.strerror}); let no other process use it',
                   file=sys.stderr)
+        else:                               # nobody writes: what is half written is of a process that was killed
+            for rest in glob.glob(f'{glob.escape(path)}.*.tmp'):
+                remove_file(rest)
         yield
 
 

@@ -51,7 +51,7 @@ class Eval:
     n: int = 33                         # examples of each task and length, as many for each depth
     depths: int = 11                    # places of the needle, evenly from the haystack's start to its end
     form: str = ''                      # short | full, how long keys and values are ('' = as trained, or short)
-    haystack: str = 'english'           # a corpus (data.py); its held-out part is read
+    haystack: str = 'english'           # a corpus (corpora.py); its held-out part is read
     seed: int = 0                       # of the examples
     batch_size: int = 11                # prompts that are read at once
     json: str = ''                      # where the results go ('' = OUT_DIR/niah.json)

@@ -30,7 +30,7 @@ The least that is one, in which every token is to be said again:
 
 --data       niah, niah:full        needles in text; full: long keys and values (niah.py)
              recall, recall:PAIRS   associative recall of 8, or of so many pairs of letters (Recall below)
-             whatever else          a corpus (data.py)
+             whatever else          a corpus (corpora.py)
 
 Does NOT include: mixtures of tasks, lessons that wait for what was learned (mqar.py has its own).
 """

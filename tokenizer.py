@@ -15,6 +15,8 @@ import hashlib
 import heapq
 import os
 import re
+import sys
+import time
 
 import numpy as np
 import tiktoken
@@ -27,6 +29,8 @@ GPT2 = 'https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/'
 # takes. Both Python's re and tiktoken's Rust read it. They disagree about a few characters (combining marks are letters
 # to Rust only), which costs some compression and nothing else: to both, every character is in one of the branches.
 WORD = r' ?[^\W\d_]+|\d{1,3}| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+'
+# A word is learned from in parts: a million letters without a blank would be gone through at every merge.
+PART = re.compile('(?s:.{1,128})')
 NOT_UTF8 = re.compile('([\udc80-\udcff]+)')       # what errors='surrogateescape' makes of the bytes 80 to ff
 # Rust's matcher dies of a million blanks in a row, so text goes to it in pieces, that end where words end anyway.
 PIECE = re.compile(r'(?s:.{1,500000})(?:(?<=\S)(?=[ \n])|\Z)|(?s:.{1,500000})')
@@ -49,7 +53,7 @@ def train_bpe(texts, n_merges):
     counts = collections.Counter()
     for data in texts:
         for text in utf8_pieces(data)[::2]:
-            counts.update(re.findall(WORD, text))
+            counts.update(part for word in re.findall(WORD, text) for part in PART.findall(word))
     words, n_seen = [list(word.encode()) for word in counts], list(counts.values())
 
     pairs, where = collections.Counter(), collections.defaultdict(set)      # pair -> count, pair -> words that have it
@@ -60,8 +64,11 @@ def train_bpe(texts, n_merges):
 
     heap = [(-n, pair) for pair, n in pairs.items()]
     heapq.heapify(heap)
-    tokens = [bytes([i]) for i in range(256)]
+    tokens, said = [bytes([i]) for i in range(256)], time.monotonic()
     while len(tokens) < 256 + n_merges:
+        if time.monotonic() > said + 5:
+            print(f'learning the tokenizer: {len(tokens) - 256:,} of {n_merges:,} merges', file=sys.stderr, flush=True)
+            said = time.monotonic()
         if not heap:
             raise UserError(f"the text is too small to learn {n_merges} merges, it has only {len(tokens) - 256}: "
                             f"use --tokenizer=bpe:{len(tokens) + 1} or less, or more text")

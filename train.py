@@ -61,7 +61,7 @@ PRESETS = {
 class Run:
     """The run"""
     # data and files
-    data: str = 'python'                # python | english | FILE | FOLDER | pip:NAME | a task (data.py, tasks.py)
+    data: str = 'python'                # python | packages | FILE | FOLDER | ... (corpora.py) | a task (tasks.py)
     suffix: str = ''                    # with a folder or a package: only files that end so, as in .txt or .py,.md
     tokenizer: str = 'bytes'            # bytes | bpe:N (learned on the data, N tokens in all) | gpt2
     out_dir: str = 'out'                # where the checkpoint and the log go

@@ -23,6 +23,7 @@ import pytest
 import torch
 
 import cli
+import corpora
 import data
 import tokenizer
 from cli import UserError
@@ -46,7 +47,7 @@ def fails(match, function, *arguments, **named):
 
 @functools.lru_cache(maxsize=None)
 def python():
-    return data.load_documents('python')
+    return corpora.load_documents('python')
 
 
 def gpt2(tmp_path, monkeypatch):
@@ -132,13 +133,13 @@ def test_folder_is_sorted_filtered_and_split_by_name(tmp_path):
     write(tmp_path / '.hidden.txt', b'secret')
     write(tmp_path / '.git' / 'x.txt', b'secret')
     os.symlink(tmp_path / 'nowhere', tmp_path / 'broken.txt')
-    documents, splits = data.load_documents(str(tmp_path))
+    documents, splits = corpora.load_documents(str(tmp_path))
     names = [name for name, _ in documents]
     assert names == sorted(names) and len(names) == 61 and 'b.py' in names and 'd0/3.txt' in names
     assert splits == ['val' if zlib.crc32(name.encode()) % 20 == 0 else 'train' for name in names] and 'val' in splits
-    assert [name for name, _ in data.load_documents(str(tmp_path), '.py')[0] if name] == ['b.py', 'b.py']   # cut in two
-    assert len(data.load_documents(str(tmp_path), 'txt, .py')[0]) == 61
-    fails('.md', data.load_documents, str(tmp_path), '.md')
+    assert [name for name, _ in corpora.load_documents(str(tmp_path), '.py')[0] if name] == ['b.py', 'b.py']   # cut in two
+    assert len(corpora.load_documents(str(tmp_path), 'txt, .py')[0]) == 61
+    fails('.md', corpora.load_documents, str(tmp_path), '.md')
 
 
 def test_folder_of_few_documents_is_cut_by_bytes(tmp_path):
@@ -147,7 +148,7 @@ def test_folder_of_few_documents_is_cut_by_bytes(tmp_path):
     assert all(zlib.crc32(name.encode()) % 20 for name in contents)
     for name, content in contents.items():
         write(tmp_path / name, content)
-    documents, splits = data.load_documents(str(tmp_path))
+    documents, splits = corpora.load_documents(str(tmp_path))
     assert documents == [('a.txt', b'a' * 40), ('b.txt', b'b' * 30), ('c.txt', b'c' * 20), ('c.txt', b'c' * 10)]
     assert splits == ['train', 'train', 'train', 'val']
     assert data.prepare(str(tmp_path), quiet=True)[3]['files'] == 3
@@ -156,8 +157,9 @@ def test_folder_of_few_documents_is_cut_by_bytes(tmp_path):
 @pytest.fixture
 def package(tmp_path, monkeypatch):
     """Builds an installed package out of {path: content}; importing it would fail the test."""
-    def build(name, files):
-        metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n'.encode()
+    def build(name, files, requires=()):
+        needs = ''.join(f'Requires-Dist: {line}\n' for line in requires)
+        metadata = f'Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}'.encode()
         files = {**files, f'{name}-1.0.dist-info/METADATA': metadata,
                  f'{name}-1.0.dist-info/entry.txt': b'about the package', f'{name}/__init__.py': b'raise SystemExit'}
         for path, content in files.items():
@@ -173,15 +175,33 @@ def package(tmp_path, monkeypatch):
 def test_pip_reads_the_texts_and_nothing_else(package):
     name = package('speeches', {'speeches/data/b.txt': b'four score', 'speeches/data/a.md': b'and seven',
                                 'README.md': b'install', 'speeches/t.csv': b'1,2', 'speeches/__pycache__/x.txt': b'x'})
-    documents, _ = data.load_documents('pip:' + name)
+    documents, _ = corpora.load_documents('pip:' + name)
     assert {doc[0] for doc in documents} == {'speeches/data/a.md', 'speeches/data/b.txt'}
     assert b''.join(text for _, text in documents) == b'and sevenfour score'
-    assert {doc[0] for doc in data.load_documents('pip:' + name, '.csv')[0]} == {'speeches/t.csv'}
+    assert {doc[0] for doc in corpora.load_documents('pip:' + name, '.csv')[0]} == {'speeches/t.csv'}
 
 
 def test_pip_without_prose_reads_its_code(package):
     name = package('codeonly', {'codeonly/lib.so': b'\x7fELF\0\0', 'codeonly/core.py': b'x = 1\n'})
-    assert {doc[0] for doc in data.load_documents('pip:' + name)[0]} == {'codeonly/__init__.py', 'codeonly/core.py'}
+    assert {doc[0] for doc in corpora.load_documents('pip:' + name)[0]} == {'codeonly/__init__.py', 'codeonly/core.py'}
+
+
+def test_packages_are_what_the_requirements_bring_in(package, tmp_path, monkeypatch):
+    """Found through the record of what is installed, one package through the other; their code is never run."""
+    package('First_One', {'first/a.py': b'raise SystemExit', 'first/tests/b.py': b'x', 'first/c.txt': b'no code',
+                          'first/table.py': b'# This file is auto-generated\n'},
+            ['second.one>=1; python_version >= "3"', 'third; extra == "docs"', 'nowhere-to-be-found'])
+    package('second_one', {'second/deep/d.py': b'y = 1'}, ['first-one'])
+    package('third', {'third/e.py': b'z'})
+    monkeypatch.setattr(corpora, 'HERE', str(tmp_path))
+    write(tmp_path / 'requirements.txt', b'# what is needed\n\nfirst_one>=0.1,<2\n')
+    names = ['First_One/__init__.py', 'first/a.py', 'second/deep/d.py', 'second_one/__init__.py']
+    assert [name for name, _ in corpora.packages_documents()] == names
+
+
+def test_packages_holds_the_source_of_torch():
+    files = {name for distribution in corpora.brought_in('torch').values() for name in map(str, distribution.files)}
+    assert {'torch/nn/functional.py', 'sympy/core/add.py'} <= files and 'tiktoken/core.py' not in files
 
 
 def test_data_that_is_not_there_or_not_usable(tmp_path):
@@ -341,13 +361,13 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 def test_download(tmp_path, server, capsys):
     write(tmp_path / 'web' / 'file', CONTENT)
     path = tmp_path / 'downloads' / 'file'
-    assert data.download(server + 'file', str(path), SHA256) == str(path)
+    assert corpora.download(server + 'file', str(path), SHA256) == str(path)
     assert path.read_bytes() == CONTENT and os.listdir(tmp_path / 'downloads') == ['file']
     assert '2.6 MB' in capsys.readouterr().err
     os.remove(tmp_path / 'web' / 'file')                # the second time it is not fetched
-    assert data.download(server + 'file', str(path), SHA256) == str(path)
+    assert corpora.download(server + 'file', str(path), SHA256) == str(path)
     path.write_bytes(b'put here by hand, and wrong')
-    assert SHA256 in fails(str(path), data.download, server + 'file', str(path), SHA256)
+    assert SHA256 in fails(str(path), corpora.download, server + 'file', str(path), SHA256)
 
 
 def test_download_that_fails_leaves_nothing(tmp_path, server):
@@ -358,7 +378,7 @@ def test_download_that_fails_leaves_nothing(tmp_path, server):
         unused.bind(('127.0.0.1', 0))                   # bound but not listening: connections are refused
         for url, sha256 in ((server + 'file', '0' * 64), (server + 'missing', SHA256),
                             (f'http://127.0.0.1:{unused.getsockname()[1]}/file', SHA256), ('no url at all', SHA256)):
-            message = fails(url, data.download, url, str(folder / 'file'), sha256)
+            message = fails(url, corpora.download, url, str(folder / 'file'), sha256)
             assert str(folder / 'file') in message and sha256 in message
             assert os.listdir(folder) == []
 
@@ -374,15 +394,15 @@ def test_download_cut_off_half_way(tmp_path):
         connection.close()
     threading.Thread(target=answer, daemon=True).start()
     url = f'http://127.0.0.1:{listener.getsockname()[1]}/file'
-    message = fails(url, data.download, url, str(tmp_path / 'file'), SHA256)
+    message = fails(url, corpora.download, url, str(tmp_path / 'file'), SHA256)
     assert 'could not download' in message and os.listdir(tmp_path) == []
     listener.close()
 
 
 def test_shakespeare_is_downloaded_once_and_read(tmp_path, monkeypatch):
     web = write(tmp_path / 'input.txt', TEXT)
-    monkeypatch.setattr(data, 'DOWNLOADS', str(tmp_path / 'downloads'))
-    monkeypatch.setattr(data, 'SHAKESPEARE', ('file://' + web, hashlib.sha256(TEXT).hexdigest()))
+    monkeypatch.setattr(corpora, 'DOWNLOADS', str(tmp_path / 'downloads'))
+    monkeypatch.setattr(corpora, 'SHAKESPEARE', ('file://' + web, hashlib.sha256(TEXT).hexdigest()))
     train, val, enc, _ = data.prepare('shakespeare', quiet=True)
     assert enc.decode_bytes([*train[1:].tolist(), *val[1:].tolist()]) == TEXT
     assert os.listdir(tmp_path / 'downloads') == ['tinyshakespeare.txt']
@@ -413,11 +433,11 @@ def test_command_line_error_is_one_line():
 
 
 def test_english_is_the_prose_of_python(monkeypatch):
-    documents, splits = data.load_documents('english')
+    documents, splits = corpora.load_documents('english')
     assert set(splits) == {'train', 'val'} and sum(len(text) for _, text in documents) > 500_000
     long = b'What it is good for, \n\t' * 10
     source = b'"""%s"""\nimport os\ndef f():\n    """Short."""\n    return 1\ndef g():\n    """%s"""\n' % (long, long)
     files = [('a.py', source), ('b.py', b'x = 1\n'), ('pydoc_data/topics/c', long)]
-    monkeypatch.setattr(data, 'python_documents', lambda: files)
+    monkeypatch.setattr(corpora, 'python_documents', lambda: files)
     prose = b' '.join(long.split())
-    assert data.english_documents() == [('a.py', prose + b'\n' + prose), ('pydoc_data/topics/c', prose)]
+    assert corpora.english_documents() == [('a.py', prose + b'\n' + prose), ('pydoc_data/topics/c', prose)]

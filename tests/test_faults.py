@@ -12,6 +12,7 @@ import subprocess
 import sys
 import sysconfig
 import unicodedata
+from types import SimpleNamespace
 
 import numpy
 import pytest
@@ -24,7 +25,7 @@ from cli import (Switch, UsageError, UserError, atomic_write, convert, locked, o
                  plain)
 from log import read_log
 from machine import load_checkpoint, save_checkpoint
-from model import sample
+from model import Config, sample
 
 SHORT = [*[arg for arg in TINY if 'steps' not in arg], '--max_steps=4', '--warmup_steps=1']
 
@@ -98,14 +99,17 @@ def test_a_compiler_that_cannot_build_is_no_obstacle(broken, said, text, tmp_pat
     else:
         monkeypatch.setenv('CXX', 'nowhere++' if broken == 'no program' else str(tmp_path / 'fails'))
     machine.cannot_compile.cache_clear()
-    model = ['--n_layer=1', '--n_head=2', '--n_embd=8', '--block_size=8', '--batch_size=1', '--eval_batches=1']
-    args = [f'--data={text}', f'--out_dir={tmp_path}/out', *model, '--max_steps=200', '--sample_tokens=0']
     try:
-        script = inside('train.py', *args)
-        assert not script['use_compile'] and script['step'] == 200
-        assert re.search(f'uncompiled, and slower: .*{said}', capsys.readouterr().out)
+        asked = SimpleNamespace(compile='auto', max_steps=200, optimizer='adamw')
+        use_compile, why = machine.choose_compile(asked, Config(), 'cpu')
+        assert not use_compile and re.search(said, why)
         with pytest.raises(UserError, match=f'^--compile=true is not possible: .*{said}'):
-            inside('train.py', *args, '--compile', '--overwrite')
+            machine.compiled(torch.nn.Linear(1, 1))
+        if broken == 'no headers':
+            model = ['--n_layer=1', '--n_head=2', '--n_embd=8', '--block_size=8', '--batch_size=1', '--eval_batches=1']
+            args = [f'--data={text}', f'--out_dir={tmp_path}/out', *model, '--max_steps=200', '--sample_tokens=0']
+            assert inside('train.py', *args)['step'] == 200
+            assert f'training goes on uncompiled, and slower: {why}' in capsys.readouterr().out
     finally:
         machine.cannot_compile.cache_clear()
 
@@ -171,6 +175,13 @@ def test_a_link_and_its_target_are_locked_as_one(tmp_path):
     with locked(str(tmp_path / 'me.pt')), pytest.raises(UserError, match='in use by another process'):
         with locked(str(tmp_path / 'link')):
             pass
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path):
+    rest, others = tmp_path / '[a].pt.123.tmp', tmp_path / 'b.pt.123.tmp'
+    rest.touch(), others.touch()
+    with locked(tmp_path / '[a].pt'):
+        assert not rest.exists() and others.exists()
 
 
 @pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])

@@ -1,5 +1,8 @@
 """What goes wrong with data, tokenizers, folders and several processes: said in one line, with nothing lost."""
+import itertools
 import os
+import random
+import re
 import shutil
 import signal
 import subprocess
@@ -12,8 +15,10 @@ from test_scripts import inside
 
 import carry
 import cli
+import corpora
 import data
-from cli import UserError
+import tokenizer
+from cli import UsageError, UserError
 
 TINY = ['--n_layer=1', '--n_embd=16', '--n_head=1', '--block_size=16', '--batch_size=2', '--max_steps=2',
         '--eval_every=2', '--eval_batches=1', '--sample_tokens=4', '--device=cpu', '--mixer=linear']
@@ -176,7 +181,7 @@ def test_text_may_move_if_it_stays_the_same(tmp_path, monkeypatch):
 
 def test_a_split_by_name_is_never_useless(tmp_path, capsys):
     """Whatever sizes the names fall upon, each side can be trained or measured on, and it is said if it is cut."""
-    train, val = (next(f'{i}.txt' for i in range(999) if data.side(f'{i}.txt') == which) for which in ('train', 'val'))
+    train, val = (next(f'{i}.txt' for i in range(999) if corpora.side(f'{i}.txt') == which) for which in ('train', 'val'))
     for small, large in ((train, val), (val, train)):
         (tmp_path / small).write_bytes(b'small')
         (tmp_path / large).write_bytes(b'a large one' * 1000)
@@ -184,8 +189,8 @@ def test_a_split_by_name_is_never_useless(tmp_path, capsys):
         assert 0.09 < len(tokens[1]) / sum(map(len, tokens)) < 0.11
         assert 'validation is the last 10 % of the bytes' in capsys.readouterr().out
     (tmp_path / small).write_bytes(b'a fair share' * 50)
-    documents, splits = data.load_documents(str(tmp_path))
-    assert splits == [data.side(name) for name, _ in documents] and len(documents) == 2
+    documents, splits = corpora.load_documents(str(tmp_path))
+    assert splits == [corpora.side(name) for name, _ in documents] and len(documents) == 2
     data.prepare(str(tmp_path))
     assert len(capsys.readouterr().out.splitlines()) == 2, 'nothing to say'
 
@@ -215,3 +220,39 @@ def test_weights_that_blow_up_are_not_saved(value, stop, text, tmp_path, monkeyp
         inside('train.py', '--resume', f'--out_dir={tmp_path}/out', '--max_steps=9')
     assert contents(tmp_path / 'out')['ckpt.pt'] == before
     inside('sample.py', 'line', f'--out_dir={tmp_path}/out', '--max_new_tokens=2', '--device=cpu')
+
+
+def test_what_a_folder_holds_and_is_not_read_is_said(tmp_path, capsys):
+    (tmp_path / 'sub').mkdir()
+    (tmp_path / 'utf16.txt').write_bytes('some words, '.encode('utf-16') * 100)
+    (tmp_path / '.hidden').write_bytes(b'\0')
+    (tmp_path / 'link').symlink_to('sub')
+    with pytest.raises(UserError, match=r'too little to train on; not read: .*UTF-16 \(1: utf16.txt\).*\(1: link\)$'):
+        data.prepare(str(tmp_path))
+    for name in ('a.txt', 'sub/b.txt'):
+        (tmp_path / name).write_text('plain words, ' * 1000)
+    data.prepare(str(tmp_path))
+    assert re.search(r'not read: .*UTF-16 \(1: utf16.txt\); links to folders \(1: link\)\n', capsys.readouterr().out)
+    data.prepare(str(tmp_path), suffix='.txt')
+    assert 'not read' not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('name', ['python', __file__])
+def test_a_suffix_is_for_folders_and_packages(name):
+    with pytest.raises(UsageError, match='picks files of a folder'):
+        data.prepare(name, suffix='.md, txt')
+
+
+def test_one_long_word_is_learned_from_in_parts(monkeypatch, capsys):
+    """A sequence without blanks: every merge would go through all of it. What takes long says how far it is."""
+    word = ''.join(random.Random(0).choices('ACGT', k=40_000)).encode()
+    clock = itertools.count(step=3.0)
+    monkeypatch.setattr(tokenizer.time, 'monotonic', lambda: next(clock))
+    seen = []
+    merge = tokenizer.merge
+    monkeypatch.setattr(tokenizer, 'merge', lambda *args: seen.append(len(args[0])) or merge(*args))
+    tokens = tokenizer.train_bpe([word], 100)
+    assert max(seen) <= 128
+    assert len(tokens) == 356 and max(map(len, tokens)) > 3
+    said = [int(n) for n in re.findall(r'learning the tokenizer: (\d+) of 100 merges\n', capsys.readouterr().err)]
+    assert len(said) > 5 and said == sorted(said) and said[-1] < 100
