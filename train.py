@@ -126,10 +126,10 @@ ddp = 'TORCHELASTIC_RUN_ID' in os.environ               # started by torchrun
 rank, world = (int(os.environ['RANK']), int(os.environ['WORLD_SIZE'])) if ddp else (0, 1)
 is_main = rank == 0                                     # the process that prints, evaluates and writes
 hold = contextlib.ExitStack()                           # out_dir is ours until this process ends
-if is_main and (os.path.exists(ckpt_path) or not run.resume):
-    hold.enter_context(locked(ckpt_path))
 checkpoint = source = None                              # to go on from, to start from
 if run.resume:
+    if is_main and os.path.exists(ckpt_path):
+        hold.enter_context(locked(ckpt_path))
     checkpoint = load_checkpoint(ckpt_path)
     saved = checkpoint['run'] | checkpoint['config']
     path = checkpoint['data'].get('path')               # of a file or folder, which may move: its sha256 is compared
@@ -143,9 +143,6 @@ if run.resume:
                              'a resumed run cannot change it (train into another --out_dir)')
     run, config = build([Run, Config], saved | {'out_dir': run.out_dir, 'overwrite': False} | given)
 else:
-    if os.path.exists(ckpt_path) and not run.overwrite:
-        raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
-                        '--out_dir=NAME keeps both')
     preset = run.preset if run.preset != 'auto' else 'small' if pick_device(run.device) == 'cuda' else 'cpu'
     base = SIZES[preset] | PRESETS[preset]
     if run.init_from:
@@ -190,6 +187,11 @@ say = functools.partial(print, flush=True) if is_main else lambda *words: None
 # -----------------------------------------------------------------------------
 # data
 
+if is_main and not run.resume:
+    hold.enter_context(locked(ckpt_path))
+    if os.path.exists(ckpt_path) and not run.overwrite:
+        raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
+                        '--out_dir=NAME keeps both')
 if ddp and not is_main:
     dist.barrier()                                      # the main process downloads first
 enc = load_tokenizer(checkpoint, ckpt_path) if checkpoint else source and load_tokenizer(source, run.init_from)

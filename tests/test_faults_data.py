@@ -237,6 +237,13 @@ def test_what_a_folder_holds_and_is_not_read_is_said(tmp_path, capsys):
     assert 'not read' not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize('wrong', ['--mixer=gla', '--batch_size=3 --grad_accum=2', '--n_head=3'])
+def test_a_command_line_that_is_refused_leaves_no_folder(wrong, tmp_path):
+    with pytest.raises(UsageError):
+        inside('train.py', f'--out_dir={tmp_path}/out', *wrong.split())
+    assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize('name', ['python', __file__])
 def test_a_suffix_is_for_folders_and_packages(name):
     with pytest.raises(UsageError, match='picks files of a folder'):
