@@ -93,7 +93,7 @@ def leave(code, error=''):
         sys.stdout.flush()
     with contextlib.suppress(OSError, ValueError):
         if error:
-            print('error:', ' '.join(str(error).split()), file=sys.stderr, flush=True)
+            print(f"{clear(sys.stderr)}error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     os._exit(code)                              # nothing is left to flush, or it cannot be
 
 
@@ -209,10 +209,10 @@ def numbers(name, text):
 
 
 def words(name, text, known):
-    """'hope,attention' -> ['hope', 'attention'], each known and none twice."""
+    """'hope,attention' -> ['hope', 'attention'], each known, or several that are with + between, and none twice."""
     found = text.split(',')
     for word in found:
-        check(word in known and found.count(word) == 1,
+        check({*word.split('+')} <= {*known} and found.count(word) == 1,
               f"--{name} takes {', '.join(known)}, with commas between and each once, not '{word}'")
     return found
 
@@ -237,8 +237,10 @@ def read_file(path, size=-1):
 
 
 def remove_file(path):
+    """Remove a file if it is there; UserError if the system refuses."""
     try:
-        os.remove(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(path)
     except OSError as error:
         raise UserError(f'could not remove {path}: {error.strerror}') from None
 
@@ -359,6 +361,17 @@ def on_stop(handler):
         signal.signal(signum, handler)
     if hasattr(signal, 'SIGHUP') and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
         signal.signal(signal.SIGHUP, handler)
+
+
+def clear(stream):
+    """What erases the rest of a line on a terminal."""
+    return '\033[K' if stream.isatty() else ''
+
+
+def show_status(text):
+    """A line that the next one is written over. Not on a terminal it is no line at all."""
+    if sys.stdout.isatty():
+        print(f'{clear(sys.stdout)}{text[:shutil.get_terminal_size().columns - 1]}', end='\r', flush=True)
 
 
 def plain(text):

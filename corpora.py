@@ -40,7 +40,7 @@ SHAKESPEARE = ('https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b
 # -----------------------------------------------------------------------------
 # files of a folder
 
-RUN_FILE = re.compile(r'(ckpt\.pt|log\.jsonl|tokenizer\.bpe|tokens\.json|train\.tokens|val\.tokens|niah\.json)(\..*)?')
+RUN_FILE = re.compile(r'((ckpt|best)\.pt|log\.jsonl|tokenizer\.bpe|tokens\.json|train\.tokens|val\.tokens|niah\.json)(\..*)?')
 
 
 def walk(folder, keep):

@@ -10,6 +10,7 @@ Random numbers come from the generator that is passed in only.
 
 Does NOT include: text larger than memory (only tokens go to disk), epochs (windows are drawn with replacement).
 """
+import contextlib
 import hashlib
 import json
 import os
@@ -106,9 +107,19 @@ def sample(documents, n_bytes):
     return [text for text in pieces if text]
 
 
+def learn_tokenizer(name, texts):
+    """get_tokenizer; 'auto' is bpe:1024 where there is a megabyte of text, and more than one thing in it, else bytes."""
+    if name == 'auto':
+        if sum(map(len, texts)) >= 1 << 20:
+            with contextlib.suppress(UserError):        # it repeats itself: there are not so many pairs
+                return get_tokenizer('bpe:1024', texts=texts)
+        name = 'bytes'
+    return get_tokenizer(name, texts=texts)
+
+
 def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=None, left_out=()):
     """
-    data, tokenizer, suffix     as on the command line, see the top of this file
+    data, tokenizer, suffix     as on train.py's command line
     left_out                    what info said of a run that is gone on with
     directory                   the run's folder: the tokens of a large corpus live there
     enc                         the tokenizer, where there is one already; else a bpe:N is learned from the text
@@ -121,6 +132,7 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc
     raises  UserError for whatever is wrong with the data, by its name
     """
     given_tokens = is_tokens(data)
+    tokenizer = 'gpt2' if given_tokens and tokenizer == 'auto' else tokenizer
     path = '' if data in NAMES or data.startswith('pip:') else os.path.abspath(data)
     left_out = {*left_out, *written_by_runs(path)} if os.path.isdir(path) else set()
     if given_tokens and tokenizer != 'gpt2':    # said before 400 MB are downloaded
@@ -131,7 +143,7 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc
     else:
         named, splits = load_documents(data, suffix, left_out)
         parts = {which: [doc for doc, split in zip(named, splits) if split == which] for which in ('train', 'val')}
-        enc = enc or get_tokenizer(tokenizer, texts=sample(parts['train'], BPE_BYTES))
+        enc = enc or learn_tokenizer(tokenizer, sample(parts['train'], BPE_BYTES))
     total = hashlib.sha256()
     for name, content in named:
         total.update(f'{name}\0{len(content)}\0'.encode('utf-8', 'surrogateescape'))
@@ -156,7 +168,7 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc
                 bytes_per_token=n_bytes[1] / len(val))
     if not quiet:
         print(f"data {data} | {info['bytes']:,} bytes | {info['files']:,} files | sha256 {info['sha256'][:16]}")
-        print(f"tokens {tokenizer} | vocabulary {enc.n_vocab:,} | train {len(train):,} | val {len(val):,} | "
+        print(f"tokens {enc.name} | vocabulary {enc.n_vocab:,} | train {len(train):,} | val {len(val):,} | "
               f"{info['bytes_per_token']:.3f} bytes per token")
         if os.path.isdir(path) and not suffix and (line := passed_over(path, {name for name, _ in named} | left_out)):
             print(line)

@@ -32,7 +32,7 @@ import torch
 
 from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
 from data import prepare
-from machine import load_checkpoint, load_learner, load_model, load_tokenizer, pick_device
+from machine import load_checkpoint, load_learner, load_model, load_tokenizer, pick_checkpoint, pick_device
 from model import check_ids, state_bytes, stream
 from niah import FORMS, TASKS, Needles, found, oracle
 
@@ -46,6 +46,7 @@ one_line_errors()
 class Eval:
     """The evaluation"""
     out_dir: str = 'out'                # the folder of the checkpoint
+    best: bool = False                  # the checkpoint of the lowest validation loss, not the last
     tasks: str = 's1,s2,s3,mk,mv,mq'    # which of them
     lengths: str = ''                   # tokens, as in 512,2048 ('' = 1, 4 and 16 times the block size)
     n: int = 33                         # examples of each task and length, as many for each depth
@@ -87,7 +88,7 @@ args, = build([Eval], given)
 torch.set_flush_denormal(True)                              # as in training
 device, model, trained, enc, block_size = pick_device(args.device), None, {}, None, 512
 if not args.oracle and not args.guess:
-    ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
+    ckpt_path = pick_checkpoint(args.out_dir, args.best)
     checkpoint = load_checkpoint(ckpt_path)
     trained, enc = checkpoint['run'], load_tokenizer(checkpoint, ckpt_path)
     if args.gate_floor >= 0:

@@ -29,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 import torch.distributed as dist
 
-from cli import UserError, atomic_write, build
+from cli import UsageError, UserError, atomic_write, build, remove_file
 from cms import Learner
 from model import Config, Hope
 from titans import DEEP
@@ -128,7 +128,7 @@ def choose_compile(run, config, device):
     """
     if run.compile != 'auto':
         return run.compile == 'true', ''
-    pays = device.startswith('cuda') or config.mixer in DEEP and run.max_steps >= 200   # a CPU only for deep memories
+    pays = device.startswith('cuda') or {*DEEP} & {*config.mixers} and run.max_steps >= 200     # or it takes longer
     if not pays or config.chunks or run.optimizer == 'dgd' or os.environ.get('NL_COMPILE') == '0':
         return False, ''
     return not cannot_compile(device), cannot_compile(device)
@@ -215,6 +215,37 @@ def save_checkpoint(path, checkpoint, form=FORMAT):
             raise OSError(f'{error}'.splitlines()[0]) from None
 
 
+def pick_checkpoint(out_dir, best):
+    """The path of a folder's last checkpoint or of its best one, which may be the same."""
+    path = os.path.join(out_dir, 'ckpt.pt')
+    return best_of(path) if best and os.path.exists(best_of(path)) else path
+
+
+def best_of(path):
+    """Where the checkpoint of the lowest validation loss is kept while another one is at path, the last."""
+    return os.path.join(os.path.dirname(path), 'best.pt')
+
+
+def save_progress(path, checkpoint, there):
+    """
+    save_checkpoint, with the best one kept: what lies at path has the validation loss `there` (None: not known), and if
+    that is the lowest so far, and this one's is not, it gets a second name before it is replaced. Nothing is copied.
+    """
+    best, name = best_of(path), f'{best_of(path)}.{os.getpid()}.tmp'
+    try:
+        if there == checkpoint['best_loss'] != checkpoint['val_loss']:
+            try:
+                os.link(os.path.realpath(path), name)
+            except OSError:                 # another disk, or one that knows no links
+                shutil.copyfile(path, name)
+            os.replace(name, best)
+    except OSError as error:
+        raise UserError(f'could not write {best}: {error.strerror}') from None
+    save_checkpoint(path, checkpoint)
+    if checkpoint['val_loss'] == checkpoint['best_loss']:
+        remove_file(best)
+
+
 def load_checkpoint(path, kind='checkpoint', form=FORMAT, keys=KEYS, device='cpu'):
     """Read back what save_checkpoint wrote; UserError in one line if it is missing, damaged, or of another format."""
     try:
@@ -250,6 +281,25 @@ def load_model(checkpoint, device='cpu'):
             raise UserError(f'the checkpoint holds weights that are not finite ({name}): its training had failed; '
                             'use an earlier one, or train again with a lower --learning_rate')
     return model.to(device)
+
+
+def to_go_on(path, given):
+    """
+    The checkpoint at path, and the knobs of its run: what --resume goes on with, and what it says goes before them.
+    UsageError if what is given, {key: value}, would make it another run.
+    """
+    checkpoint = load_checkpoint(path)
+    saved = checkpoint['run'] | checkpoint['config']
+    text = checkpoint['data'].get('path')                       # a file or folder, which may move: its sha256 counts
+    if text and os.path.exists(text):
+        saved['data'] = text                                    # whatever folder we are in
+    fixed = {*checkpoint['config'], 'tokenizer', 'batch_size', 'optimizer', 'seed'}
+    fixed |= set() if text and os.path.exists(given.get('data', '')) else {'data'}
+    for key in given:
+        if key in fixed and given[key] not in (saved[key], 'auto'):
+            raise UsageError(f'--{key}={given[key]}, but {path} was trained with {saved[key]}; a resumed run cannot '
+                             'change it (train into another --out_dir)')
+    return checkpoint, saved
 
 
 def load_progress(optimizers, model, checkpoint, path):

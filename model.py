@@ -19,7 +19,7 @@ Glossary: B batch, T time, D model width (n_embd), V vocabulary, L layers. A mod
 of a few plain numbers.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn as nn
@@ -44,7 +44,7 @@ class Config:
     n_head: int = 4                     # heads per block, each with a memory of its own
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
-    mixer: str = 'hope'                 # hope | titans | ttt_mlp | ttt | gated_deltanet | mamba2 | ... (memory.py)
+    mixer: str = 'hope'                 # hope | titans | gated_deltanet | attention | ... (memory.py); or one per block
     tile: int = 32                      # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     gate_floor: float = 0.0             # a write gate below it is closed, forgetting below a hundredth of it is none
@@ -76,8 +76,13 @@ class Config:
         for name in ('n_hidden', 'memory_hidden'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(0 <= self.gate_floor < 0.5, f'--gate_floor must be at least 0 and below 0.5, not {self.gate_floor}')
-        check(self.mixer != 'gla', '--mixer=gla is now --mixer=mamba2')
-        check(self.mixer in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, not '{self.mixer}'")
+        self.mixer = self.mixer.replace('+', ',')                   # as it is written in a list of models
+        for name in self.mixer.split(','):
+            check(name != 'gla', '--mixer=gla is now --mixer=mamba2')
+            check(name in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, or several with commas between, not "
+                  f"'{name}'")
+        check(self.n_layer % len(self.mixer.split(',')) == 0, f'--mixer={self.mixer} names '
+              f"{len(self.mixer.split(','))} memories, which cannot be repeated over --n_layer={self.n_layer} blocks")
         check(self.n_embd % (2 * self.n_head) == 0,
               f'--n_embd must be a multiple of 2 x n_head = {2 * self.n_head}, not {self.n_embd}')
         self.projection_chunk = self.projection_chunk or self.memory_chunk
@@ -88,12 +93,14 @@ class Config:
                               ('cms_topology', TOPOLOGIES)):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
-        check(self.memory_read != 'start' or self.mixer not in DEEP or self.block_size > self.memory_chunk,
+        deep = set(self.mixers) & {*DEEP}
+        check(self.memory_read != 'start' or not deep or self.block_size > self.memory_chunk,
               '--memory_read=start reads nothing within a chunk: --block_size must be above --memory_chunk')
-        for name, value in DEEP.get(self.mixer, {}).items():        # what makes titans titans
-            check(getattr(self, name) in (value, getattr(Config, name)),        # a field's default is the class's
-                  f'--{name}={getattr(self, name)} is for --mixer=hope; {self.mixer} has {name}={value}')
-            setattr(self, name, value)
+        for mixer in deep if len(deep) == 1 else ():
+            for name, value in DEEP[mixer].items():                 # what makes titans titans
+                check(getattr(self, name) in (value, getattr(Config, name)),    # a field's default is the class's
+                      f'--{name}={getattr(self, name)} is for --mixer=hope; {mixer} has {name}={value}')
+                setattr(self, name, value)
         self.n_hidden = self.n_hidden or math.ceil(self.n_embd * 8 / 3 / 32) * 32
         check(len(self.periods) in (1, self.n_level) and len(self.chunks) in (0, self.n_level),
               f'--cms_periods={self.cms_periods} and --cms_chunks={self.cms_chunks} name different numbers of levels')
@@ -106,6 +113,17 @@ class Config:
         check(0 <= self.cms_step < math.inf and self.cms_truncate >= 0,
               f'--cms_step={self.cms_step} and --cms_truncate={self.cms_truncate} must be at least 0, and finite')
         check(0 < self.cms_clip <= 1e9, f'--cms_clip must be above 0 and at most 1e9, not {self.cms_clip}')
+
+    @property
+    def mixers(self):
+        """The memory of each block; the names are repeated as often as there are blocks for."""
+        names = self.mixer.split(',')
+        return names * (self.n_layer // len(names))
+
+    def of_block(self, index):
+        """What one block's memory is built from: its own mixer, and the switches that this one has."""
+        mixer = self.mixers[index]
+        return replace(self, mixer=mixer, **DEEP.get(mixer, {}))
 
     @property
     def n_level(self):
@@ -144,7 +162,7 @@ class Block(nn.Module):
     def __init__(self, config, index):
         super().__init__()
         self.mixer_norm = nn.RMSNorm(config.n_embd, eps=1e-6)
-        self.mixer = MIXERS[config.mixer](config)
+        self.mixer = MIXERS[config.mixers[index]](config.of_block(index))
         self.cms = CMS(config, index)
 
     def forward(self, x, state=None, fast=None):
@@ -319,6 +337,15 @@ def sample(logits, temperature=1.0, top_k=0, top_p=1.0, generator=None):
         outside[:, 0] = False                                   # nothing is before the first, however small top_p is
         probs = probs.scatter(-1, order, ordered.masked_fill(outside, 0.0))
     return torch.multinomial(probs, 1, generator=generator)[:, 0]
+
+
+def specimen(model, enc, n, seed):
+    """Up to n tokens of the model's own, begun from nothing, as eight lines to look at."""
+    device = model.embed.weight.device
+    rng, start = torch.Generator(device=device).manual_seed(seed), torch.tensor([[enc.eot_token]], device=device)
+    out = model.generate(start, n, temperature=0.8, generator=rng, stop_token=enc.eot_token)[0].tolist()
+    lines = enc.decode([i for i in out if i != enc.eot_token], errors='replace').split('\n')[:8]
+    return '\n'.join('    | ' + ''.join(c if c.isprintable() else ' ' for c in line) for line in lines)
 
 
 def equal_model(mixer, knobs, parameters=None):

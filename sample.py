@@ -26,8 +26,8 @@ import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, plain, print_block, read_args
 from cms import weights_of
-from machine import (load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner, pick_device,
-                     save_memory)
+from machine import (load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner, pick_checkpoint,
+                     pick_device, save_memory)
 from model import check_finite, state_bytes, stream
 from tokenizer import encode
 
@@ -42,6 +42,7 @@ class Sample:
     """The sample"""
     prompt: str = ''                    # what to go on from (the bare word); '-' reads it from stdin
     out_dir: str = 'out'                # the folder of the checkpoint
+    best: bool = False                  # the checkpoint of the lowest validation loss, not the last
     max_new_tokens: int = 500           # tokens to write
     temperature: float = 0.8            # 0 always takes the most likely token; 1 samples what the model believes
     top_k: int = 0                      # sample among the k most likely tokens (0 = all)
@@ -85,7 +86,7 @@ if args.memory and args.num_samples > 1:
 
 torch.set_flush_denormal(True)                          # as in training
 device = pick_device(args.device)
-ckpt_path = os.path.join(args.out_dir, 'ckpt.pt')
+ckpt_path = pick_checkpoint(args.out_dir, args.best)
 checkpoint = load_checkpoint(ckpt_path)
 hold = contextlib.ExitStack()                           # the memory file is ours until this process ends
 if args.memory and not args.memory_info:
@@ -141,7 +142,7 @@ def prompt_tokens(text):
     tokens = encode(enc, text).tolist()
     if not tokens:
         raise UserError('the prompt is empty; leave it out to write from nothing')
-    if model.config.mixer == 'attention' and len(tokens) > block_size:
+    if 'attention' in model.config.mixers and len(tokens) > block_size:
         raise UserError(f'the prompt has {len(tokens)} tokens, but this attention model sees {block_size} '
                         '(its block_size); shorten it, or use a model with a recurrent mixer')
     return tokens

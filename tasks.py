@@ -107,6 +107,7 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
     raises  UserError for whatever is wrong with the data, by its name
     """
     kind, _, choice = data.partition(':')
+    tokenizer = 'bytes' if kind in ('recall', 'niah') and tokenizer == 'auto' else tokenizer
     if kind == 'recall':
         return load_recall(data, choice or '8', tokenizer, quiet)
     if kind == 'niah':

@@ -16,7 +16,6 @@ Does NOT include: sharded models, several machines, learning-rate search.
 """
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 import platform
@@ -31,14 +30,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tasks
 from carry import Rows, constants, join_rows, take_rows
-from cli import (Switch, UsageError, UserError, build, check, git_commit, leave, locked, on_stop, one_line_errors,
-                 print_block, read_args, remove_file)
+from cli import (Switch, UsageError, UserError, build, check, clear, git_commit, leave, locked, on_stop, one_line_errors,
+                 print_block, read_args, remove_file, show_status)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
-from machine import (Cores, check_progress, choose_compile, compiled, describe, first_to_fail, join_processes,
+from machine import (Cores, best_of, check_progress, choose_compile, compiled, describe, first_to_fail, join_processes,
                      load_checkpoint, load_model, load_progress, load_tokenizer, peak_memory, pick_device,
-                     save_checkpoint)
-from model import SIZES, Config, Hope
+                     save_progress, to_go_on)
+from model import SIZES, Config, Hope, specimen
 from optim import NAMES, make_optimizers
 from tokenizer import digest, save_tokenizer
 
@@ -63,7 +62,7 @@ class Run:
     # data and files
     data: str = 'python'                # python | packages | FILE | FOLDER | ... (corpora.py) | a task (tasks.py)
     suffix: str = ''                    # with a folder or a package: only files that end so, as in .txt or .py,.md
-    tokenizer: str = 'bytes'            # bytes | bpe:N (learned on the data, N tokens in all) | gpt2
+    tokenizer: str = 'auto'             # bytes | bpe:N (learned on the data) | gpt2; auto: bpe:1024 from 1 MB of text on
     out_dir: str = 'out'                # where the checkpoint and the log go
     resume: bool = False                # go on from out_dir's checkpoint
     overwrite: bool = False             # start anew although out_dir holds a run
@@ -130,29 +129,19 @@ checkpoint = source = None                              # to go on from, to star
 if run.resume:
     if is_main and os.path.exists(ckpt_path):
         hold.enter_context(locked(ckpt_path))
-    checkpoint = load_checkpoint(ckpt_path)
-    saved = checkpoint['run'] | checkpoint['config']
-    path = checkpoint['data'].get('path')               # of a file or folder, which may move: its sha256 is compared
-    if path and os.path.exists(path):
-        saved['data'] = path                            # whatever folder we are in
-    fixed = {*checkpoint['config'], 'tokenizer', 'batch_size', 'optimizer', 'seed'}
-    fixed |= set() if path and os.path.exists(given.get('data', '')) else {'data'}
-    for key in given:
-        if key in fixed and given[key] != saved[key]:
-            raise UsageError(f'--{key}={given[key]}, but {ckpt_path} was trained with {saved[key]}; '
-                             'a resumed run cannot change it (train into another --out_dir)')
+    checkpoint, saved = to_go_on(ckpt_path, given)
     run, config = build([Run, Config], saved | {'out_dir': run.out_dir, 'overwrite': False} | given)
 else:
     preset = run.preset if run.preset != 'auto' else 'small' if pick_device(run.device) == 'cuda' else 'cpu'
     base = SIZES[preset] | PRESETS[preset]
     if run.init_from:
         source = load_checkpoint(run.init_from)
-        if given.get('tokenizer', source['run']['tokenizer']) != source['run']['tokenizer']:
+        if given.get('tokenizer', 'auto') not in ('auto', source['run']['tokenizer']):
             raise UsageError(f"--tokenizer={given['tokenizer']}, but {run.init_from} was trained with "
                              f"{source['run']['tokenizer']}, which it keeps; leave --tokenizer out")
         if 'cms_step' in given:                         # else the step sizes that it learned, if it did
             source['model'].pop('log_step', None)
-        base = base | source['config'] | {'tokenizer': source['run']['tokenizer']}
+        base = base | source['config']
     run, config = build([Run, Config], base | given)
 device = pick_device(run.device)
 
@@ -182,7 +171,13 @@ for refused, why in (
         raise UsageError(why)
 torch.manual_seed(run.seed)                             # the weights; batches and samples have generators of their own
 batch_rng = torch.Generator().manual_seed(run.seed)
-say = functools.partial(print, flush=True) if is_main else lambda *words: None
+
+
+def say(line):
+    if is_main:
+        print(f'{clear(sys.stdout)}{line}', flush=True)
+
+
 
 # -----------------------------------------------------------------------------
 # data
@@ -208,16 +203,18 @@ if checkpoint and checkpoint['data']['sha256'] != info['sha256']:
 # -----------------------------------------------------------------------------
 # model and optimizer
 
-config.vocab_size = enc.n_vocab                         # of a resumed run too: a tokenizer's name fixes its size
+run.tokenizer, config.vocab_size = enc.name, enc.n_vocab
 origin = checkpoint or source and {'config': dataclasses.asdict(config), 'model': source['model']}
 raw_model = load_model(origin, device) if origin else Hope(config).to(device)
 optimizers = make_optimizers(raw_model, run.optimizer, run.learning_rate, run.matrix_lr, run.weight_decay, run.start_lr,
                              (run.beta1, run.beta2))
 step, best_loss, carried, log = 0, math.inf, None, None         # carried: the state to read on from; log: see begin
+kept_loss = None                                        # the validation loss of the weights in ckpt.pt, if it is known
 if checkpoint:
     load_progress(optimizers, raw_model, checkpoint, ckpt_path)
     batch_rng.set_state(checkpoint['batch_rng'])
     step, best_loss, carried = checkpoint['step'], checkpoint['best_loss'], checkpoint['carried']
+    kept_loss = checkpoint.get('val_loss')
 reader = Learner(raw_model) if config.chunks else raw_model         # on the token clock, or as it is; evaluates
 model = compiled(reader) if use_compile else reader                 # the same, for training; raw_model writes, is saved
 if ddp:
@@ -233,7 +230,7 @@ parts = [slice(start, start + size) for start in range(0, share, size)]
 flops = raw_model.flops_per_token(config.block_size)
 say(f'model: {config.mixer}, {raw_model.num_params():,} parameters, {flops / 1e6:.1f} MFLOP per token')
 say(f'run: {run.max_steps:,} steps of {run.batch_size} x {config.block_size} tokens on {world} x {device}, '
-    f"{'bfloat16' if use_bf16 else 'float32'}, out_dir={run.out_dir}")
+    f"{'bfloat16' if use_bf16 else 'float32'}, out_dir={run.out_dir}{f', from step {step:,} on' * (step > 0)}")
 still = [str(level) for level, chunk in enumerate(config.chunks) if chunk >= config.block_size]
 if still:
     say(f"levels that do not move within {config.block_size} tokens, and learn no step size: {', '.join(still)}")
@@ -257,9 +254,9 @@ lines.append({'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': 
 
 def begin():
     """Write what a run begins with -> the log. In the place of an old run's, so not before this one has made a step."""
-    if run.overwrite and os.path.exists(ckpt_path):
-        remove_file(ckpt_path)                          # first: weights never lie beside a tokenizer not their own
-    if not checkpoint:
+    if not checkpoint:                                  # first: weights never lie beside a tokenizer not their own
+        remove_file(ckpt_path)
+        remove_file(best_of(ckpt_path))
         save_tokenizer(enc, run.out_dir)
     return open_log(log_path, lines)
 
@@ -311,26 +308,20 @@ def forward_backward(part):
     return loss.detach(), state, []
 
 
-def print_sample():
-    """A few lines in the model's own words, begun from nothing."""
-    rng = torch.Generator(device=device).manual_seed(run.seed)
-    start = torch.tensor([[enc.eot_token]], device=device)
-    with autocast:
-        out = raw_model.generate(start, run.sample_tokens, temperature=0.8, generator=rng, stop_token=enc.eot_token)
-    text = enc.decode([i for i in out[0].tolist() if i != enc.eot_token], errors='replace')
-    say('\n'.join('    | ' + ''.join(c if c.isprintable() else ' ' for c in line) for line in text.split('\n')[:8]))
-
-
-def save():
+def save(val_loss=None):
+    """Write ckpt.pt, whose weights have that validation loss, if it is known."""
+    global kept_loss
     # a step size may be 0, and its logarithm not finite
     total = sum(p.detach().abs().sum() for name, p in raw_model.named_parameters() if name != 'log_step')
     check_progress(step, lr_at(step - 1), sum_of_all_weights=total.item())
-    save_checkpoint(ckpt_path, {
+    save_progress(ckpt_path, {
         'model': raw_model.state_dict(), 'optimizer': [optimizer.state_dict() for optimizer in optimizers],
         'config': dataclasses.asdict(config), 'run': dataclasses.asdict(run), 'step': step,
         'batch_rng': rows.generator_state(step), 'carried': carried, 'best_loss': best_loss, 'data': info,
-        'tokenizer': digest(enc),
-        'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}})
+        'tokenizer': digest(enc), 'val_loss': val_loss,
+        'gathered': {name: p.grad for name, p in raw_model.named_parameters() if p.grad is not None}},
+        kept_loss)
+    kept_loss = val_loss
 
 
 asked_to_stop = stopping = False                        # the first in this process, the second agreed by all of them
@@ -366,7 +357,7 @@ while True:
             val_loss = evaluate()
             check_progress(step, lr_at(step - 1), validation_loss=val_loss)
             best_loss = min(best_loss, val_loss)
-            save()
+            save(val_loss)
             log(step=step, val_loss=val_loss, **bits_per_byte(val_bpb=val_loss))
             bpb = ''.join(f'| {name.replace("_", " ")} {x:.4f} '
                           for name, x in bits_per_byte(val_bpb=val_loss, best_bpb=best_loss).items())
@@ -375,7 +366,8 @@ while True:
                 log(step=step, report=shares)
                 say('answers right, %: ' + '  '.join(f'{what} {100 * share:.0f}' for what, share in shares.items()))
             if run.sample_tokens and bpb:
-                print_sample()
+                with autocast:
+                    say(specimen(raw_model, enc, run.sample_tokens, run.seed))
         if ddp:
             dist.barrier()
     if done:
@@ -430,8 +422,12 @@ while True:
     log(step=step, loss=loss, lr=lr, grad_norm=grad_norm, tokens_per_second=round(speed),
         **levels if config.n_level > 1 else {})
     bpb = f'| bpb {bits_per_byte(bpb=loss)["bpb"]:7.4f} ' if task.is_text else ''
-    say(f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} {bpb}| lr {lr:.2e} | norm {grad_norm:7.3f} '
-        f'| {speed:>9,.0f} tok/s | left {hms(mean * (run.max_steps - step))}')
+    line = f'step {step:>7,}/{run.max_steps:,} | loss {loss:7.4f} {bpb}'
+    pace = f'| {speed:>9,.0f} tok/s | left {hms(mean * (run.max_steps - step))}'
+    if step % 50 == 0:
+        say(f'{line}| lr {lr:.2e} | norm {grad_norm:7.3f} {pace}')
+    elif is_main:
+        show_status(line + pace)
 
 # -----------------------------------------------------------------------------
 # summary
@@ -446,7 +442,7 @@ if is_main and step > first_step and not early:
                 tokens_per_second=f'{speed:.0f}', gflops=f'{speed * flops / 1e9:.1f}',
                 peak_memory_mib=f'{peak_memory(device):.0f}', val_loss=f'{val_loss:.4f}',
                 **{name: f'{x:.4f}' for name, x in bits_per_byte(val_bpb=val_loss, best_val_bpb=best_loss).items()},
-                checkpoint=ckpt_path)
+                checkpoint=ckpt_path, **{'best': best_of(ckpt_path)} if val_loss > best_loss else {})
 hold.close()
 if ddp:
     dist.destroy_process_group()

@@ -134,3 +134,26 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path):
         with atomic_write(path) as file:
             raise OSError(28, 'No space left on device')
     assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['file']
+
+
+def test_the_best_checkpoint_stays(text, tmp_path):
+    """Beside the last one, which is the one to go on from; also over a stop, and until there is a better one."""
+    args = [f'--data={text}', '--n_layer=1', '--n_embd=8', '--n_head=1', '--block_size=8', '--batch_size=1',
+            '--mixer=linear', '--eval_batches=1', '--sample_tokens=0', '--eval_every=2', '--warmup_steps=0']
+    out, path, worse = f'--out_dir={tmp_path}/out', tmp_path / 'out' / 'ckpt.pt', ['--learning_rate=9', '--grad_clip=0']
+    best = path.with_name('best.pt')
+    inside('train.py', out, *args, '--max_steps=2')
+    first = load_checkpoint(path)
+    assert not best.exists() and first['val_loss'] == first['best_loss']
+    inside('train.py', out, *args[1:], '--resume', '--max_steps=4', *worse)
+    assert load_checkpoint(best)['step'] == 2 and load_checkpoint(path)['val_loss'] > first['best_loss']
+    inside('train.py', out, *args[1:], '--resume', '--max_steps=6', *worse)
+    kept = load_checkpoint(best)
+    assert kept['step'] == 2 and torch.equal(kept['model']['head.weight'], first['model']['head.weight'])
+    assert inside('sample.py', 'x', out, '--best', '--max_new_tokens=1', '--device=cpu')['checkpoint']['step'] == 2
+    assert inside('sample.py', 'x', out, '--max_new_tokens=1', '--device=cpu')['checkpoint']['step'] == 6
+    inside('train.py', out, *args, '--overwrite', '--max_steps=2')
+    assert not best.exists()
+    inside('train.py', out, '--resume', '--max_steps=60', '--learning_rate=1e-2', '--eval_every=50')
+    last = load_checkpoint(path)
+    assert last['step'] == 60 and last['best_loss'] == last['val_loss'] and not best.exists()

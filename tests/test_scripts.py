@@ -5,12 +5,14 @@ import gc
 import json
 import math
 import os
+import re
 import resource
 import runpy
 import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from conftest import ROOT
 
 from carry import take_rows
 from cli import UserError
+from log import read_log
 
 TINY = ['--n_layer=1', '--n_embd=32', '--n_head=2', '--block_size=64', '--batch_size=4', '--learning_rate=1e-2',
         '--warmup_steps=5', '--max_steps=40', '--eval_every=20', '--eval_batches=2', '--sample_tokens=8',
@@ -39,16 +42,15 @@ def shell(script, *args, code=0, **kwargs):
     return done
 
 
-def train_until(step, *args):
-    """Train, and press Ctrl-C once that step is printed -> the exit code, and what is printed afterwards."""
-    command = [sys.executable, os.path.join(ROOT, 'train.py'), *args]
+def train_until(step, out_dir, *args):
+    """Train, and press Ctrl-C once that step is logged -> the exit code, and what was printed."""
+    command = [sys.executable, os.path.join(ROOT, 'train.py'), f'--out_dir={out_dir}', *args]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            if line.startswith(f'step {step:>7,}/'):
-                process.send_signal(signal.SIGINT)
-                break
-        rest = process.stdout.read()
-    return process.returncode, rest
+        while process.poll() is None and not (os.path.exists(f'{out_dir}/log.jsonl') and step in losses(out_dir)):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGINT)
+        printed = process.stdout.read()
+    return process.returncode, printed
 
 
 def inside(script, *args):
@@ -67,8 +69,7 @@ def inside(script, *args):
 
 def losses(out_dir):
     """{step: loss} from the log; a step that stands there twice fails."""
-    with open(os.path.join(out_dir, 'log.jsonl')) as file:
-        steps = [(line['step'], line['loss']) for line in map(json.loads, file) if 'loss' in line]
+    steps = [(line['step'], line['loss']) for line in read_log(f'{out_dir}/log.jsonl', math.inf) if 'loss' in line]
     assert len(steps) == len(dict(steps)), 'a step is logged twice'
     return dict(steps)
 
@@ -78,7 +79,7 @@ def test_train_prints_what_it_should(trained, text):
     curve = losses(out_dir)
     assert list(curve) == list(range(1, 41))
     assert curve[40] < curve[1] - 2, f'{curve[1]} -> {curve[40]}'
-    assert 'step      40/40 | loss' in stdout and 'left 0:00:00' in stdout and 'eval      20/40' in stdout
+    assert [line[:15] for line in stdout.splitlines() if '/40 |' in line] == ['eval      20/40', 'eval      40/40']
     block = dict(line.split(':', 1) for line in stdout[stdout.index('mixer:'):].splitlines())
     assert block['tokens'].strip() == str(40 * 4 * 64)
     with open(text, 'rb') as file:
@@ -89,6 +90,25 @@ def test_train_prints_what_it_should(trained, text):
         header = json.loads(file.readline())
     assert header['config']['n_embd'] == 32 and header['run']['max_steps'] == 40 and 'commit' in header
     assert sorted(os.listdir(out_dir)) == ['ckpt.pt', 'ckpt.pt.lock', 'log.jsonl'], 'no temporary files stay behind'
+
+
+def test_a_line_that_is_written_over_on_a_terminal_and_every_50th_that_stays(text, tmp_path, monkeypatch, capsys):
+    args = [f'--data={text}', '--n_layer=1', '--n_embd=8', '--n_head=1', '--block_size=8', '--batch_size=1',
+            '--mixer=linear', '--max_steps=101', '--eval_batches=1', '--sample_tokens=0']
+    inside('train.py', f'--out_dir={tmp_path}/a', *args)
+    piped = capsys.readouterr().out
+    stay = [('step', '50'), ('step', '100'), ('eval', '101')]
+    assert re.findall(r'^(step|eval) +(\d+)/101 \|', piped, flags=re.M) == stay
+    assert re.search(r'^step +50/101 \| loss +\d.*bpb.*lr.*norm.*tok/s \| left 0:00:00$', piped, flags=re.M)
+    assert '\r' not in piped and '\033' not in piped
+
+    monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
+    inside('train.py', f'--out_dir={tmp_path}/b', *args)
+    shown = capsys.readouterr().out
+    lines = [line.rpartition('\r\033[K')[2] for line in shown.split('\n')]        # what is to be seen in the end
+    assert re.findall(r'(step|eval) +(\d+)/101 \|', '\n'.join(lines)) == stay
+    over = re.findall(r'\033\[K(step +\d+/101 \| loss +\d.*?tok/s \| left 0:00:00)\r', shown)
+    assert len(over) == 99 and max(map(len, over)) < 80
 
 
 def test_sample_and_score(trained, text):
@@ -119,7 +139,7 @@ def test_score_is_the_mean_over_one_pass(trained, tmp_path, capsys):
 def test_stopped_and_resumed_equals_never_stopped(trained, text, tmp_path):
     """Ctrl-C between two evaluations: losses and weights are the same bit for bit, and nothing is logged twice."""
     out_dir = str(tmp_path / 'out')
-    returncode, rest = train_until(13, f'--data={text}', f'--out_dir={out_dir}', *TINY)
+    returncode, rest = train_until(13, out_dir, f'--data={text}', *TINY)
     assert returncode == 0 and '--resume' in rest
     assert 13 <= torch.load(os.path.join(out_dir, 'ckpt.pt'))['step'] < 40
     shell('train.py', '--resume', f'--out_dir={out_dir}')
@@ -176,7 +196,7 @@ def test_two_processes_equal_one(trained, text, tmp_path):
     assert done.returncode == 0, done.stderr
     one, two = losses(trained[0]), losses(out_dir)
     assert max(abs(one[step] - two[step]) for step in one) < 1e-3
-    assert done.stdout.count('step      40/40') == 1, 'only one process prints'
+    assert done.stdout.count('eval      40/40') == 1, 'only one process prints'
 
 
 def test_parts_side_by_side_equal_the_whole_batch(text, tmp_path, monkeypatch):
@@ -227,7 +247,7 @@ def test_recall_is_trained_on_stopped_and_resumed(tmp_path):
         lines = [json.loads(line) for line in file]
     assert [list(line['report']) for line in lines if 'report' in line] == [['2 pairs']] * 2
     assert not [line for line in lines if 'val_bpb' in line]
-    train_until(13, f'--out_dir={tmp_path}/cut', '--max_steps=40', *small)
+    train_until(13, f'{tmp_path}/cut', '--max_steps=40', *small)
     with pytest.raises(UserError, match='--data=recall:3, but .* was trained with recall:2'):
         inside('train.py', '--resume', f'--out_dir={tmp_path}/cut', '--data=recall:3')
     inside('train.py', '--resume', f'--out_dir={tmp_path}/cut')
