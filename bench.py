@@ -59,6 +59,7 @@ class Bench:
     json: str = ''                      # a file for the numbers
 
     def __post_init__(self):
+        check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')
         words('parts', self.parts, PARTS)
         words('mixers', self.mixers, MIXERS)
         words('compile', self.compile, [*MIXERS, ''])

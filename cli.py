@@ -260,8 +260,11 @@ def atomic_write(path):
             old = os.stat(path).st_mode         # of path: what /dev/stdout leads to may have no name
         if os.path.basename(path) == '' or old and stat.S_ISDIR(old):
             raise IsADirectoryError(errno.EISDIR, 'it names a folder, and a file is needed')
-        if old and not stat.S_ISREG(old):
-            with open(path, 'wb') as file:
+        ours = [fd for fd in (1, 2) if old and same_file(fd, path)]
+        if ours:                                # /dev/stdout, wherever it leads: behind what was printed before
+            sys.stdout.flush()
+        if ours or old and not stat.S_ISREG(old):
+            with open(os.dup(ours[0]) if ours else path, 'wb') as file:
                 yield file
             return
         os.makedirs(os.path.dirname(target), exist_ok=True)
@@ -278,6 +281,13 @@ def atomic_write(path):
     finally:
         with contextlib.suppress(OSError):
             os.remove(temporary)
+
+
+def same_file(descriptor, path):
+    """Whether an open file is the one at path; a closed one is none."""
+    with contextlib.suppress(OSError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
 
 
 @contextlib.contextmanager

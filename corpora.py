@@ -218,7 +218,7 @@ def load_documents(data, suffix='', left_out=()):
     elif os.path.isdir(data):
         documents = read_texts([file for file in visible(data) if file[0] not in left_out], suffix)
     elif os.path.exists(data):
-        documents = [(os.path.basename(data), read_file(data))]
+        documents = [('', read_file(data))]             # by its content alone: it may be renamed
     else:
         raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, packages, english, "
                         "shakespeare, fineweb, pip:NAME, or the path of a file or a folder; in train.py also niah and recall")

@@ -66,6 +66,7 @@ class Eval:
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
     def __post_init__(self):
+        check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')
         for name in ('n', 'batch_size'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(self.depths >= 2, f'--depths must be at least 2, not {self.depths}')

@@ -161,6 +161,21 @@ def test_a_pipe_or_a_device_is_written_to(tmp_path):
     assert sorted(os.listdir(tmp_path)) == ['copy', 'full', 'link', 'pipe']
 
 
+def test_standard_output_keeps_what_was_printed_before(tmp_path):
+    """--json=/dev/stdout > FILE: the numbers stand behind the table, and neither takes the other's place."""
+    code = ("from cli import atomic_write\nprint('the table')\n"
+            "with atomic_write('/dev/stdout') as file:\n    file.write(b'{}')\nprint('the end')")
+    with open(tmp_path / 'all.txt', 'w') as file:
+        subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=file, check=True)
+    assert (tmp_path / 'all.txt').read_text().split('\n') == ['the table', '{}the end', '']
+
+
+@pytest.mark.parametrize('script', ['eval_niah.py', 'bench.py'])
+def test_a_folder_for_numbers_is_refused_before_the_work(script, tmp_path):
+    with pytest.raises(UsageError, match='is a folder'):
+        inside(script, f'--json={tmp_path}')
+
+
 def test_a_folder_in_the_place_of_a_file_is_one_line(tmp_path):
     (tmp_path / 'folder').mkdir()
     for path in (tmp_path / 'folder', f'{tmp_path}/folder/', f'{tmp_path}/none/'):

@@ -170,11 +170,12 @@ def test_text_may_move_if_it_stays_the_same(tmp_path, monkeypatch):
     inside('train.py', '--resume', '--max_steps=4', out)
     shutil.move(home / 'a.txt', away / 'a.txt')
     inside('train.py', '--resume', '--max_steps=5', f'--data={away}/a.txt', '--suffix=.txt', out)
-    inside('train.py', '--resume', '--max_steps=6', f'--data={away}', out)
+    os.rename(away / 'a.txt', away / 'b.txt')
+    inside('train.py', '--resume', '--max_steps=6', f'--data={away}/b.txt', out)
     (home / 'a.txt').write_text('what else there is to be read\n' * 100)
     with pytest.raises(UserError, match='is not the one that'):
         inside('train.py', '--resume', '--max_steps=7', f'--data={home}/a.txt', out)
-    for name in ('python', 'recall', 'b.txt'):
+    for name in ('python', 'recall', 'c.txt'):
         with pytest.raises(UserError, match='cannot change it'):
             inside('train.py', '--resume', f'--data={name}', out)
 
