@@ -53,13 +53,13 @@ class Config:
     memory_hidden: int = 0              # hidden units of a memory (0 = half of a head's width)
     memory_chunk: int = 64              # tokens that are generated from the same state of the memory
     projection_chunk: int = 0           # the same for the memories that make keys, values and gates (0 = memory_chunk)
-    adaptive: str = 'kvg'               # which of k, v, q and the gates (g) come from memories written while reading
+    adaptive: str = 'g'                 # which of k, v, q and the gates (g) come from memories written while reading
     self_values: bool = True            # a memory makes the values it stores
     objective: str = 'dot'              # dot | l2 (the error at the chunk's start)
     dgd: bool = True                    # Delta Gradient Descent: erase the old answer to a key before writing
     memory_momentum: bool = False       # gather writes with momentum, as Titans does
     forget: bool = True                 # let go of what was written, back towards the learned start
-    memory_read: str = 'after'          # after | before a token's own write | start: as the chunk began
+    memory_read: str = 'before'         # before | after a token's own write | start: as the chunk began
     negative_eigenvalues: bool = False  # steps of up to twice the proximal one: a token can flip what is stored
     # the continuum of MLPs, fastest level first
     cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8

@@ -248,7 +248,7 @@ class Muon(MatrixOptimizer):
     objective   its read O = argmin |O^T O - I|^2 near m: the closest matrix whose directions all count alike
     rule        five Newton-Schulz steps. As torch.optim.Muon with adjust_lr_fn='match_rms_adamw'
     """
-    knobs = dict(lr=4e-3, momentum=0.95)
+    knobs = dict(lr=6e-3, momentum=0.95)
 
     def update(self, G, W, s, t, o):
         m = s['m'].lerp(G, 1 - o['momentum'])

@@ -37,7 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels import at_least_float32, delta_rule, hidden, matmul_nt, mlp_memory, mlp_memory_grad
 from memory import MemoryLayer, qkv_streams, retain, unit, write_rate
 
-TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False)        # fields of Config
+TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False, memory_read='after')     # fields of Config
 DEEP = {'hope': {}, 'titans': TITANS | {'memory_momentum': True}, 'ttt_mlp': TITANS | {'forget': False}}
 
 
@@ -113,7 +113,7 @@ def head_ref(layer, i, q, z, v, ax, bx, mu):
             u = ξ['in', 'gates'] @ k
             write(('in', 'gates'), (ξ['in', 'gates'] @ own['v']).tanh() - (o.objective == 'l2' and not o.dgd) * u, k)
 
-        # 5   y = M_mem,t(q)
+        # 5   y = M_mem,t-1(q)
         y.append(M({'after': W, 'before': before, 'start': ξ}[o.memory_read], 'mem', own['q'])[0])
     return torch.stack(y)
 
@@ -434,8 +434,8 @@ def main():
     from types import SimpleNamespace
     torch.manual_seed(0)
     config = dict(n_head=2, n_embd=16, conv_width=4, tile=8, memory_chunk=16, projection_chunk=16, memory_hidden=0,
-                  adaptive='kvg', self_values=True, objective='dot', dgd=True, forget=True, memory_momentum=False,
-                  memory_read='after', negative_eigenvalues=False, gate_floor=0.0)          # Config's defaults
+                  adaptive='g', self_values=True, objective='dot', dgd=True, forget=True, memory_momentum=False,
+                  memory_read='before', negative_eigenvalues=False, gate_floor=0.0)          # Config's defaults
     print('100 tokens in float64, the largest difference between the cell on the blackboard and chunks of 16')
     for mixer, switches in DEEP.items():
         layer, x = DeepMemory(SimpleNamespace(**config | switches)).double(), torch.randn(100, 16).double()

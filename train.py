@@ -74,7 +74,7 @@ class Run:
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     carry: int = 0                      # rows are as long as so many steps; the state goes on, its gradient does not
     # optimizer
-    optimizer: str = 'adamw'            # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
+    optimizer: str = 'muon'             # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
     learning_rate: float = 4e-3         # at the peak
     matrix_lr: float = 0.0              # the same for the matrices, with another optimizer than adamw (0 = its default)
     start_lr: float = 1.0               # of what memories hold before the first token, as a fraction of the peak

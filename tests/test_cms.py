@@ -314,7 +314,7 @@ def test_resume_in_the_middle_of_a_period(text, tmp_path):
     levels = ['--cms_periods=1,4,8', '--mixer=deltanet']
     dirs = [str(tmp_path / name) for name in ('never', 'stopped')]
     inside('train.py', f'--data={text}', f'--out_dir={dirs[0]}', *TINY, *levels)
-    train_until(13, f'--data={text}', f'--out_dir={dirs[1]}', *TINY, *levels)
+    train_until(13, dirs[1], f'--data={text}', *TINY, *levels)
     stopped = torch.load(os.path.join(dirs[1], 'ckpt.pt'))
     assert 13 <= stopped['step'] < 40
     assert bool(stopped['gathered']) == (stopped['step'] % 8 != 0), 'what was gathered is in the checkpoint'

@@ -189,7 +189,7 @@ def test_training_says_what_is_recalled_and_resumes_exactly(trained, tmp_path):
     out_dir, stdout = trained
     assert stdout.count('answers right, %: s1 0  s2 0') == 2
     other = str(tmp_path / 'out')
-    train_until(4, f'--out_dir={other}', '--max_steps=20', *SMALL)
+    train_until(4, other, '--max_steps=20', *SMALL)
     assert 4 <= torch.load(f'{other}/ckpt.pt')['step'] < 20 and torch.load(f'{other}/ckpt.pt')['carried']
     inside('train.py', f'--out_dir={other}', '--resume')
     a, b = (torch.load(f'{d}/ckpt.pt', weights_only=True) for d in (out_dir, other))

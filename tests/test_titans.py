@@ -37,6 +37,7 @@ def deep_layer(mixer='hope', **kwargs):
     torch.manual_seed(0)
     small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4,
              'tile': 3}
+    small |= {'adaptive': 'kvg'} if mixer == 'hope' else {}
     layer = Hope(Config(mixer=mixer, **small | kwargs)).double().blocks[0].mixer
     with torch.no_grad():                       # away from the neutral start, so that everything has an effect
         for p in layer.parameters():
@@ -46,7 +47,7 @@ def deep_layer(mixer='hope', **kwargs):
 
 SWITCHES = [{}, *({'adaptive': letters} for letters in ('kvqg', 'k', 'v', 'g', '')), {'self_values': False},
             {'dgd': False}, {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'memory_momentum': True},
-            {'forget': False}, {'memory_read': 'start'}, {'memory_read': 'before'}, {'negative_eigenvalues': True},
+            {'forget': False}, {'memory_read': 'start'}, {'memory_read': 'after'}, {'negative_eigenvalues': True},
             {'projection_chunk': 8}, {'memory_chunk': 1}, {'gate_floor': 0.45}]
 
 
@@ -63,7 +64,7 @@ def test_the_equations_of_the_readme_stand_in_the_cell_in_their_order():
 
 @torch.no_grad()
 def test_the_equations_of_the_readme_are_what_is_computed():
-    """As they are printed, the inner gradients by their formulas, for the first head of the default cell."""
+    """As they are printed, the inner gradients by their formulas, for the first head of a cell that makes k and v."""
     layer, x = deep_layer()
     (y, _), (q, z, v0) = layer.read([layer.qkv(x), layer.alpha(x), layer.beta(x), None], None), unit_streams(
         layer, layer.qkv(x))
@@ -86,11 +87,11 @@ def test_the_equations_of_the_readme_are_what_is_computed():
             todo.append((('in', name), u + slope * (W1.mT @ (value - M(xi, name, k))), k, 0))   # 3
             s = torch.cat([k, hidden(u)]) if name == 'mem' else hidden(u)
             todo.append((('out', name), value, s, 0 if name == 'mem' else k))
+        assert_near('y', M(W, 'mem', q[0, 0, t]), y[0, 0, t], 1e-10)                            # 5
         for at, e, s, r in todo:                                                                # 4
             decayed = W_0[at] + alpha * (W[at] - W_0[at])
             step = torch.sigmoid(beta + shift[at]) * torch.outer(e - decayed @ s - r, s) / s.square().sum()
             W[at] = decayed + step
-        assert_near('y', M(W, 'mem', q[0, 0, t]), y[0, 0, t], 1e-10)                            # 5
 
 
 @pytest.mark.parametrize('switch', SWITCHES, ids=str)
@@ -170,7 +171,7 @@ def test_two_chunk_sizes_in_pieces(cuts):
 
 def test_it_contains_gated_deltanet():
     """With nothing generated and no hidden layer to speak of, the memory is Gated DeltaNet on values of norm 1."""
-    layer, _ = deep_layer(adaptive='', self_values=False, memory_hidden=1)
+    layer, _ = deep_layer(adaptive='', memory_read='after', self_values=False, memory_hidden=1)
     with torch.no_grad():
         layer.W2_0.zero_(), layer.out_0.zero_(), layer.beta_shift.zero_()
     qkv, gates = torch.randn(2, 23, 36, dtype=torch.float64), torch.randn(2, 2, 23, 2, dtype=torch.float64)
