@@ -44,7 +44,7 @@ from model import MIXERS, SIZES, Config, Hope, equal_model, state_bytes
 class Bench:
     """The bench"""
     parts: str = 'ceilings,train,decode,kernels'                # which of them
-    mixers: str = 'attention,hope,titans,gated_deltanet,mamba2'    # whose models; ratios are to the first
+    mixers: str = 'attention,hope,titans,gated_deltanet,mamba2'    # or hope+attention; ratios are to the first
     compile: str = 'attention,hope,titans'                      # which of them torch.compile gets, in training
     graph: str = ''                     # which of these get a row with CUDA graphs as well, on a GPU
     preset: str = 'cpu'                 # cpu | small | gpt2, the size of the models, as in train.py
@@ -241,11 +241,11 @@ def decode(bench, knobs, device, dtype, ceiling):
     for mixer in bench.mixers.split(','):
         line = ''
         for n in contexts:
-            if mixer == 'attention' and n > 10_000 and device == 'cpu':     # reading it would take many minutes
+            if 'attention' in mixer and n > 10_000 and device == 'cpu':     # reading it would take many minutes
                 line += f"{'-':>20}"
                 continue
             torch.manual_seed(0)
-            sees = n + 100 if mixer == 'attention' else 512
+            sees = n + 100 if 'attention' in mixer else 512
             model = Hope(build([Config], knobs | {'mixer': mixer, 'block_size': sees})[0]).to(device).eval()
             idx, state = torch.randint(model.config.vocab_size, (1, n), device=device), None
             with autocast:

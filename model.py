@@ -40,7 +40,7 @@ class Config:
     """The model"""
     vocab_size: int = 257               # number of token ids; train.py takes it from the tokenizer
     block_size: int = 512               # tokens per training sequence; attention sees no further back than this
-    n_layer: int = 4                    # blocks
+    n_layer: int = 2                    # blocks
     n_head: int = 4                     # heads per block, each with a memory of its own
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
@@ -143,7 +143,7 @@ class Config:
 # launches; a small hope reads text as well with them (results/speed.md). titans, which takes smaller steps in longer
 # chunks, was not tried
 SIZES = {
-    # cpu: the defaults; 1.0 M parameters
+    # cpu: the defaults; 0.7 M parameters
     'cpu': {},
     # small: 28 M parameters
     'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256),

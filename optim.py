@@ -373,7 +373,8 @@ def param_groups(model, weight_decay, start_lr):
 def make_optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
     """
     The optimizer of that name for the hidden matrices, and AdamW for the rest: a list, to step one after the other.
-    lr that of AdamW; matrix_lr of the other, 0 for its default. Each step shrinks weights alike, by lr weight_decay.
+    lr that of AdamW; matrix_lr of the other, 0 for its default in proportion to lr. Each step shrinks weights alike, by
+    lr weight_decay.
     """
     assert name in NAMES, f"optimizer must be one of {', '.join(NAMES)}, not {name!r}"
     optimizers, groups = [], param_groups(model, weight_decay, start_lr)
@@ -381,7 +382,7 @@ def make_optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
         matrices, *groups = groups
         layers = [layer for layer in model.modules() if getattr(layer, 'weight', None) in set(matrices['params'])]
         optimizers = [DGD([matrices], layers) if name == 'dgd' else MATRIX[name]([matrices])]
-        matrix_lr = matrix_lr or optimizers[0].defaults['lr']
+        matrix_lr = matrix_lr or optimizers[0].defaults['lr'] * lr / 4e-3       # the defaults were found beside 4e-3
         decay = weight_decay * lr / matrix_lr
         optimizers[0].param_groups[0].update(lr=matrix_lr, lr_scale=matrix_lr / lr, weight_decay=decay)
     return [*optimizers, torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)]

@@ -46,13 +46,14 @@ one_line_errors(first_to_fail)
 # -----------------------------------------------------------------------------
 # knobs
 
-# what the models of model.SIZES are trained by. cpu: minutes on two cores (README); small, for one GPU, and gpt2, four
-# times over 100 million tokens of web text, are not measured yet
+# what the models of model.SIZES are trained by. cpu: minutes on two cores (README); small, for one GPU, twice over 20
+# million tokens of source, and gpt2, four times over 100 million of web text, are not measured yet
 PRESETS = {
     'cpu': {},
-    'small': dict(batch_size=64, max_steps=5000, learning_rate=1e-3, warmup_steps=200, eval_every=500),
+    'small': dict(batch_size=64, max_steps=600, learning_rate=1e-3, eval_every=200, eval_batches=10,
+                  data='packages', tokenizer='bpe:4096'),
     'gpt2': dict(batch_size=256, grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250,
-                 data='fineweb', tokenizer='gpt2'),
+                 eval_batches=10, data='fineweb', tokenizer='gpt2'),
 }
 
 
@@ -70,13 +71,13 @@ class Run:
     preset: str = 'auto'                # cpu | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
     max_steps: int = 1000               # optimizer steps
-    batch_size: int = 4                 # sequences per optimizer step, all devices together
+    batch_size: int = 2                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     carry: int = 0                      # rows are as long as so many steps; the state goes on, its gradient does not
     # optimizer
     optimizer: str = 'muon'             # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
     learning_rate: float = 4e-3         # at the peak
-    matrix_lr: float = 0.0              # the same for the matrices, with another optimizer than adamw (0 = its default)
+    matrix_lr: float = 0.0              # of the matrices, if not adamw moves them (0 = 1.5 times the above for muon, ..)
     start_lr: float = 1.0               # of what memories hold before the first token, as a fraction of the peak
     final_lr: float = 0.05              # where the schedule ends, as a fraction of the peak
     warmup_steps: int = 100             # steps of linear rise to the peak
@@ -87,13 +88,13 @@ class Run:
     beta2: float = 0.95                 # AdamW
     grad_clip: float = 1.0              # largest norm of the gradient (0 = no limit)
     # evaluation
-    eval_every: int = 250               # steps between evaluations, each followed by a checkpoint
-    eval_batches: int = 40              # batches per evaluation, the same ones every time
+    eval_every: int = 1000              # steps between evaluations, each followed by a checkpoint
+    eval_batches: int = 80              # batches per evaluation, the same ones every time
     sample_tokens: int = 200            # tokens to sample at each evaluation (0 = none)
     # machine
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
-    compile: Switch = 'auto'            # true | false; auto: on a GPU, and hope from 200 steps on; not if NL_COMPILE=0
+    compile: Switch = 'auto'            # true | false; auto: on a GPU, and in long runs on a CPU; not if NL_COMPILE=0
     seed: int = 1337                    # of the weights, the batches and the samples
 
     def __post_init__(self):
@@ -109,7 +110,6 @@ class Run:
             check(0 <= getattr(self, name) < 1, f'--{name} must be at least 0 and below 1, not {getattr(self, name)}')
         check(not 0 < self.matrix_lr < 1e-99 and self.matrix_lr < math.inf, f'--matrix_lr cannot be {self.matrix_lr}')
         check(not (self.resume and self.overwrite), 'give one of --resume and --overwrite')
-        check(not self.matrix_lr or self.optimizer != 'adamw', '--matrix_lr is for other optimizers than adamw')
         for name, choices in (('preset', ('auto', *PRESETS)), ('optimizer', NAMES),
                               ('schedule', ('cosine', 'trapezoid')), ('dtype', ('auto', 'float32', 'bfloat16')),
                               ('compile', ('auto', 'true', 'false'))):
@@ -164,6 +164,7 @@ for refused, why in (
         (use_compile and config.chunks, '--compile=true is not for models that learn while they read (--cms_chunks)'),
         (run.optimizer == 'dgd' and (use_compile or ddp or config.chunks), '--optimizer=dgd watches what goes through '
          'the layers: not with --compile=true, torchrun or --cms_chunks'),
+        (given.get('matrix_lr') and run.optimizer == 'adamw', '--matrix_lr is for other optimizers than adamw'),
         (run.carry and (ddp or config.chunks), '--carry is not for torchrun or --cms_chunks'),
         (config.chunks and config.block_size <= config.chunks[0], f'--block_size={config.block_size} must be above the '
          f'first of --cms_chunks={config.cms_chunks}, or no level would move while training reads')):

@@ -1,5 +1,5 @@
 """The model around the memories: splits, generation, sampling, losses, errors that say why."""
-from dataclasses import make_dataclass
+from dataclasses import asdict, make_dataclass
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ from conftest import assert_near
 
 from cli import UsageError, UserError, read_args
 from memory import RECURRENT
-from model import MIXERS, Config, Hope, read, sample, state_bytes, stream
+from model import MIXERS, Config, Hope, equal_model, read, sample, state_bytes, stream
 from titans import DEEP
 
 
@@ -22,7 +22,10 @@ def ids(B, T, V=257):
     return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.parametrize('mixer', MIXERS)
+MIXES = ['gated_deltanet,hope', 'hope,attention', 'titans,hope']          # a memory per block
+
+
+@pytest.mark.parametrize('mixer', [*MIXERS, *MIXES])
 def test_whole_equals_split_and_init_state_is_none(mixer):
     model, idx = tiny(mixer).double(), ids(2, 61)
     whole, _, _ = model(idx)
@@ -46,6 +49,24 @@ def test_blocks_and_chunks_share_what_is_compiled(mixer):
     assert_near('loss', loss, model(idx, idx)[1], 1e-6)
 
 
+def test_a_mixer_per_block():
+    """The names are repeated over the depth; each block has the switches of its own memory; sizes can be made equal."""
+    model = tiny('titans,hope', n_layer=4, adaptive='kv')
+    assert model.config.mixers == ['titans', 'hope'] * 2
+    assert [block.mixer.config.adaptive for block in model.blocks] == ['', 'kv'] * 2
+    assert [block.mixer.config.dgd for block in model.blocks] == [False, True] * 2
+    again = Hope(Config(**asdict(model.config)))                # as from a checkpoint
+    again.load_state_dict(model.state_dict())
+    assert Config(mixer='gated_deltanet+hope').mixer == 'gated_deltanet,hope'
+    knobs = {'n_layer': 4, 'n_embd': 32, 'n_head': 2}
+    sizes = [equal_model(mixer, knobs, 60_000).num_params() for mixer in ('hope', *MIXES)]
+    assert max(abs(size - 60_000) for size in sizes) <= 3 * 32 * 4 / 2
+    for mixer, why in (('hope,hope,hope', 'cannot be repeated over --n_layer=4'), ('hope,', "not ''"),
+                       ('hope,gla', 'is now --mixer=mamba2'), ('titans,gated_deltanet', '--adaptive=k is for')):
+        with pytest.raises(ValueError, match=why):
+            Config(mixer=mixer, adaptive='k', **knobs)
+
+
 def test_loss_is_nats_per_token_and_skips_minus_one():
     model, idx = tiny(), ids(2, 10)
     targets = idx.roll(-1, 1)
@@ -55,7 +76,7 @@ def test_loss_is_nats_per_token_and_skips_minus_one():
     assert abs(loss.item() - 5.55) < 0.1, 'an untrained model should be close to log(257)'
 
 
-@pytest.mark.parametrize('mixer', ['gated_deltanet', 'ttt', 'attention'])
+@pytest.mark.parametrize('mixer', ['gated_deltanet', 'ttt', 'attention', *MIXES])
 def test_cached_generation_equals_recomputing_everything(mixer):
     model, idx = tiny(mixer, block_size=64).double(), ids(2, 9)
     got = model.generate(idx, 20, temperature=0)
