@@ -2,7 +2,7 @@
 Corpora: from a name or a path to documents, (name, bytes), each on the side of training or of validation.
 
 --data       python       the standard library's source and manual of the Python that runs this; needs no network
-             packages     ... of all that requirements.txt brings in, torch before others: about 80 MB, more beside a GPU
+             packages     ... of all that requirements.txt brings in, torch before all: about 80 MB, more beside a GPU
              english      what is prose in python: docstrings and topics
              FILE         any file; its last 10 % are validation
              FOLDER       every file below it that is not hidden or binary, or those that end in --suffix=.md,.txt;
@@ -40,7 +40,7 @@ SHAKESPEARE = ('https://raw.githubusercontent.com/karpathy/char-rnn/6f9487a6fe5b
 # -----------------------------------------------------------------------------
 # files of a folder
 
-RUN_FILE = re.compile(r'((ckpt|best)\.pt|log\.jsonl|tokenizer\.bpe|tokens\.json|train\.tokens|val\.tokens|niah\.json)(\..*)?')
+RUN_FILE = re.compile(r'((ckpt|best)\.pt|log\.jsonl|tokenizer\.bpe|tokens\.json|(train|val)\.tokens|niah\.json)(\..*)?')
 
 
 def walk(folder, keep):
@@ -107,8 +107,8 @@ def read_texts(files, suffix=''):
 
 
 # Tests, bundled applications and generated tables are repetitive; what is left reads like code that people wrote.
-NOT_PYTHON = set('test tests testing idle_test idlelib lib2to3 turtledemo encodings ensurepip pydoc_data distutils tkinter '
-                 'site-packages dist-packages __pycache__ _vendor'.split())
+NOT_PYTHON = set('test tests testing idle_test idlelib lib2to3 turtledemo encodings ensurepip pydoc_data distutils '
+                 'tkinter site-packages dist-packages __pycache__ _vendor'.split())
 GENERATED = re.compile(r'html/entities\.py|stringprep\.py|(.*/)?_sysconfigdata[^/]*\.py')
 SAYS_GENERATED = re.compile(rb'(?i)@generated|auto(matically)?[- ]?generated|do not (edit|modify)')
 
@@ -137,7 +137,7 @@ def english_documents():
 
 
 def brought_in(requirements):
-    """The distributions that the lines of a requirements.txt need, themselves included, as far as they are installed."""
+    """The distributions that the lines of a requirements.txt need, themselves included, as far as installed."""
     todo, found = [line for line in requirements.splitlines() if line.strip() and line[0] != '#'], {}
     while todo:
         name = re.sub(r'[-_.]+', '-', re.match(r'[\w.-]*', todo.pop())[0]).lower()
@@ -221,7 +221,8 @@ def load_documents(data, suffix='', left_out=()):
         documents = [('', read_file(data))]             # by its content alone: it may be renamed
     else:
         raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, packages, english, "
-                        "shakespeare, fineweb, pip:NAME, or the path of a file or a folder; in train.py also niah and recall")
+                        "shakespeare, fineweb, pip:NAME, or the path of a file or a folder; in train.py also niah and "
+                        "recall")
     if suffix and not (os.path.isdir(data) or data.startswith('pip:') or data.endswith(endings(suffix))):
         raise UsageError(f'--suffix={suffix} picks files of a folder or a package, not of --data={data}')
     n_bytes = sum(len(text) for _, text in documents)

@@ -108,7 +108,7 @@ def sample(documents, n_bytes):
 
 
 def learn_tokenizer(name, texts):
-    """get_tokenizer; 'auto' is bpe:1024 where there is a megabyte of text, and more than one thing in it, else bytes."""
+    """get_tokenizer; 'auto' is bpe:1024 where there is a megabyte of text to learn it from, else bytes."""
     if name == 'auto':
         if sum(map(len, texts)) >= 1 << 20:
             with contextlib.suppress(UserError):        # it repeats itself: there are not so many pairs

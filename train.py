@@ -30,8 +30,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 import tasks
 from carry import Rows, constants, join_rows, take_rows
-from cli import (Switch, UsageError, UserError, build, check, clear, git_commit, leave, locked, on_stop, one_line_errors,
-                 print_block, read_args, remove_file, show_status)
+from cli import (Switch, UsageError, UserError, build, check, clear, git_commit, leave, locked, on_stop,
+                 one_line_errors, print_block, read_args, remove_file, show_status)
 from cms import Learner, moving
 from log import draw_curve, hms, open_log, read_log
 from machine import (Cores, best_of, check_progress, choose_compile, compiled, describe, first_to_fail, join_processes,
@@ -63,7 +63,7 @@ class Run:
     # data and files
     data: str = 'python'                # python | packages | FILE | FOLDER | ... (corpora.py) | a task (tasks.py)
     suffix: str = ''                    # with a folder or a package: only files that end so, as in .txt or .py,.md
-    tokenizer: str = 'auto'             # bytes | bpe:N (learned on the data) | gpt2; auto: bpe:1024 from 1 MB of text on
+    tokenizer: str = 'auto'             # bytes | bpe:N (learned on the data) | gpt2; auto: bpe:1024 for 1 MB or more
     out_dir: str = 'out'                # where the checkpoint and the log go
     resume: bool = False                # go on from out_dir's checkpoint
     overwrite: bool = False             # start anew although out_dir holds a run
@@ -77,7 +77,7 @@ class Run:
     # optimizer
     optimizer: str = 'muon'             # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
     learning_rate: float = 4e-3         # at the peak
-    matrix_lr: float = 0.0              # of the matrices, if not adamw moves them (0 = 1.5 times the above for muon, ..)
+    matrix_lr: float = 0.0              # of the matrices, if not adamw moves them (0 = 1.5 times the above for muon)
     start_lr: float = 1.0               # of what memories hold before the first token, as a fraction of the peak
     final_lr: float = 0.05              # where the schedule ends, as a fraction of the peak
     warmup_steps: int = 100             # steps of linear rise to the peak

@@ -182,7 +182,8 @@ def test_text_may_move_if_it_stays_the_same(tmp_path, monkeypatch):
 
 def test_a_split_by_name_is_never_useless(tmp_path, capsys):
     """Whatever sizes the names fall upon, each side can be trained or measured on, and it is said if it is cut."""
-    train, val = (next(f'{i}.txt' for i in range(999) if corpora.side(f'{i}.txt') == which) for which in ('train', 'val'))
+    train, val = (next(name for name in map('{}.txt'.format, range(999)) if corpora.side(name) == which)
+                  for which in ('train', 'val'))
     for small, large in ((train, val), (val, train)):
         (tmp_path / small).write_bytes(b'small')
         (tmp_path / large).write_bytes(b'a large one' * 1000)
