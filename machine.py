@@ -98,17 +98,19 @@ def cannot_compile(device):
     What keeps torch.compile from working here, or ''. On a CPU it has a C++ compiler build libraries against Python's
     headers, and loads them: a line of C++ meets in a moment what torch would after a minute, with a traceback.
     """
-    cxx = os.environ.get('CXX', 'clang++' if sys.platform == 'darwin' else 'cl' if os.name == 'nt' else 'g++')
-    if device.startswith('cuda') or os.name == 'nt' and shutil.which(cxx):
+    linux, mac, windows = (sys.platform == name for name in ('linux', 'darwin', 'win32'))
+    cxx = os.environ.get('CXX', 'clang++' if mac else 'cl' if windows else 'g++')
+    if device.startswith('cuda') or windows and shutil.which(cxx):
         return ''
+    flags = ['-fopenmp'] * linux + ['-undefined', 'dynamic_lookup'] * mac + ['-I', sysconfig.get_path('include')]
     try:
-        os.makedirs(place := os.environ.get('TORCHINDUCTOR_CACHE_DIR') or tempfile.gettempdir(), exist_ok=True)
+        place = os.environ.get('TORCHINDUCTOR_CACHE_DIR') or tempfile.gettempdir()          # where torch builds
+        os.makedirs(place, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=place) as folder:
             source, library = os.path.join(folder, 'a.cpp'), os.path.join(folder, 'a.so')
             with open(source, 'w') as file:
-                file.write('#include <Python.h>\n' + '#include <omp.h>\n' * (openmp := sys.platform == 'linux'))
-            subprocess.run([cxx, '-shared', '-fPIC', *['-fopenmp'] * openmp, '-I', sysconfig.get_path('include'),
-                            *['-undefined', 'dynamic_lookup'] * (sys.platform == 'darwin'), source, '-o', library],
+                file.write('#include <Python.h>\n' + '#include <omp.h>\n' * linux)
+            subprocess.run([cxx, '-std=c++20', '-shared', '-fPIC', *flags, source, '-o', library],
                            check=True, capture_output=True, text=True)
             ctypes.CDLL(library)
     except FileNotFoundError:

@@ -50,10 +50,10 @@ one_line_errors(first_to_fail)
 # million tokens of source, and gpt2, four times over 100 million of web text, are not measured yet
 PRESETS = {
     'cpu': {},
-    'small': dict(batch_size=64, max_steps=600, learning_rate=1e-3, eval_every=200, eval_batches=10,
+    'small': dict(batch_size=64, max_steps=600, learning_rate=1e-3, eval_every=200,
                   data='packages', tokenizer='bpe:4096'),
     'gpt2': dict(batch_size=256, grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250,
-                 eval_batches=10, data='fineweb', tokenizer='gpt2'),
+                 data='fineweb', tokenizer='gpt2'),
 }
 
 
@@ -70,8 +70,8 @@ class Run:
     init_from: str = ''                 # a checkpoint to start from: model, tokenizer; lengths and clocks may differ
     preset: str = 'auto'                # cpu | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
-    max_steps: int = 1000               # optimizer steps
-    batch_size: int = 2                 # sequences per optimizer step, all devices together
+    max_steps: int = 3000               # optimizer steps
+    batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     carry: int = 0                      # rows are as long as so many steps; the state goes on, its gradient does not
     # optimizer
@@ -88,8 +88,8 @@ class Run:
     beta2: float = 0.95                 # AdamW
     grad_clip: float = 1.0              # largest norm of the gradient (0 = no limit)
     # evaluation
-    eval_every: int = 1000              # steps between evaluations, each followed by a checkpoint
-    eval_batches: int = 80              # batches per evaluation, the same ones every time
+    eval_every: int = 500               # steps between evaluations, each followed by a checkpoint
+    eval_batches: int = 40              # batches per evaluation, the same ones every time
     sample_tokens: int = 200            # tokens to sample at each evaluation (0 = none)
     # machine
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
