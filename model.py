@@ -145,7 +145,7 @@ class Config:
 SIZES = {
     # cpu: the defaults; 0.7 M parameters
     'cpu': {},
-    # small: 28 M parameters
+    # small: 29 M parameters
     'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256),
     # gpt2: the size of GPT-2 124M
     'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, tile=64, memory_chunk=256, vocab_size=50257,

@@ -46,12 +46,11 @@ one_line_errors(first_to_fail)
 # -----------------------------------------------------------------------------
 # knobs
 
-# what the models of model.SIZES are trained by. cpu: minutes on two cores (README); small, for one GPU, twice over 20
+# what the models of model.SIZES are trained by. cpu: minutes on two cores (README); small, for one GPU, twice over 28
 # million tokens of source, and gpt2, four times over 100 million of web text, are not measured yet
 PRESETS = {
     'cpu': {},
-    'small': dict(batch_size=64, max_steps=600, learning_rate=1e-3, eval_every=200,
-                  data='packages', tokenizer='bpe:4096'),
+    'small': dict(batch_size=64, max_steps=800, learning_rate=1e-3, eval_every=200, data='packages'),
     'gpt2': dict(batch_size=256, grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250,
                  data='fineweb', tokenizer='gpt2'),
 }
@@ -141,7 +140,7 @@ else:
                              f"{source['run']['tokenizer']}, which it keeps; leave --tokenizer out")
         if 'cms_step' in given:                         # else the step sizes that it learned, if it did
             source['model'].pop('log_step', None)
-        base = base | source['config']
+        base, given = base | source['config'], given | {'tokenizer': source['run']['tokenizer']}
     run, config = build([Run, Config], base | given)
 device = pick_device(run.device)
 

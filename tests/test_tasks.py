@@ -10,8 +10,10 @@ import pytest
 import torch
 from test_data import fails
 from test_niah import make
+from test_scripts import inside
 
 import tasks
+from cli import UserError
 from data import Text
 from niah import Needles
 from tasks import Recall
@@ -213,3 +215,19 @@ def test_the_rows_that_are_shown(capsys):
     tasks.main()
     shown = capsys.readouterr().out
     assert shown.count('--- --data=') == 3 and shown.count('[') >= 20
+
+
+def test_a_model_of_other_tokens_is_told_so_and_a_preset_names_no_tokenizer(tmp_path):
+    """A preset's tokenizer would be in the way of tasks and small texts: --tokenizer=auto suits them all."""
+    args = ['--n_layer=1', '--n_embd=8', '--n_head=1', '--block_size=32', '--batch_size=1', '--max_steps=1',
+            '--eval_batches=1', '--mixer=linear', '--device=cpu', '--sample_tokens=4', '--compile=false']
+    script = inside('train.py', '--preset=small', '--data=recall:2', f'--out_dir={tmp_path}/recall', *args)
+    assert script['run'].tokenizer == 'bytes' and 'tokenizer' not in script['PRESETS']['small']
+    text = tmp_path / 'a.txt'
+    text.write_text('so many words to be learned from, and more. ' * 200)
+    inside('train.py', f'--data={text}', '--tokenizer=bpe:270', f'--out_dir={tmp_path}/bpe', *args)
+    with pytest.raises(UserError, match='--tokenizer=bytes'):
+        inside('train.py', '--data=recall:2', f'--init_from={tmp_path}/bpe/ckpt.pt', f'--out_dir={tmp_path}/x')
+    script = inside('train.py', f'--data={text}', f'--init_from={tmp_path}/bpe/ckpt.pt', '--tokenizer=auto',
+                    f'--out_dir={tmp_path}/y', *args[5:])
+    assert script['run'].tokenizer == 'bpe:270'
