@@ -61,8 +61,8 @@ class Bench:
     def __post_init__(self):
         check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')
         words('parts', self.parts, PARTS)
-        words('mixers', self.mixers, MIXERS)
-        words('compile', self.compile, [*MIXERS, ''])
+        words('mixers', self.mixers, MIXERS, joined=True)
+        words('compile', self.compile, [*MIXERS, *self.mixers.split(','), ''])
         both = {*self.mixers.split(',')} & {*self.compile.split(',')}
         check({*self.graph.split(',')} <= both | {''},
               f'--graph={self.graph}: its models must be in --mixers and in --compile')

@@ -208,11 +208,11 @@ def numbers(name, text):
     return found
 
 
-def words(name, text, known):
-    """'hope,attention' -> ['hope', 'attention'], each known, or several that are with + between, and none twice."""
+def words(name, text, known, joined=False):
+    """'hope,attention' -> ['hope', 'attention'], each known and none twice; joined: or known ones with + between."""
     found = text.split(',')
     for word in found:
-        check({*word.split('+')} <= {*known} and found.count(word) == 1,
+        check({*(word.split('+') if joined and '+' in word else [word])} <= {*known} and found.count(word) == 1,
               f"--{name} takes {', '.join(known)}, with commas between and each once, not '{word}'")
     return found
 
@@ -318,7 +318,8 @@ def locked(path):
                   file=sys.stderr)
         else:                               # nobody writes: what is half written is of a process that was killed
             for rest in glob.glob(f'{glob.escape(path)}.*.tmp'):
-                remove_file(rest)
+                if re.fullmatch(r'\d+', rest[len(path) + 1:-4]):
+                    remove_file(rest)
         yield
 
 

@@ -227,7 +227,7 @@ def load_documents(data, suffix='', left_out=()):
         raise UsageError(f'--suffix={suffix} picks files of a folder or a package, not of --data={data}')
     n_bytes = sum(len(text) for _, text in documents)
     if n_bytes < 2:             # one byte to train on, one to hold out
-        why = passed_over(data, left_out) if os.path.isdir(data) and not suffix else ''
+        why = passed_over(data, {*left_out, *dict(documents)}) if os.path.isdir(data) and not suffix else ''
         raise UserError(f"{data} holds {n_bytes} bytes of text{' in *' * bool(suffix)}{suffix}: too little to train on"
                         f"{'; ' * bool(why)}{why}")
     return split(documents)

@@ -235,7 +235,7 @@ def save_progress(path, checkpoint, there):
     save_checkpoint, with the best one kept: what lies at path has the validation loss `there` (None: not known), and if
     that is the lowest so far, and this one's is not, it gets a second name before it is replaced. Nothing is copied.
     """
-    best, name = best_of(path), f'{best_of(path)}.{os.getpid()}.tmp'
+    best, name = best_of(path), f'{os.path.realpath(path)}.{os.getpid()}.tmp'       # should we be killed: cli.locked
     try:
         if there == checkpoint['best_loss'] != checkpoint['val_loss']:
             try:
@@ -294,6 +294,7 @@ def to_go_on(path, given):
     """
     checkpoint = load_checkpoint(path)
     saved = checkpoint['run'] | checkpoint['config']
+    given = {key: x.replace('+', ',') if key == 'mixer' else x for key, x in given.items()}     # as Config keeps it
     text = checkpoint['data'].get('path')                       # a file or folder, which may move: its sha256 counts
     if text and os.path.exists(text):
         saved['data'] = text                                    # whatever folder we are in

@@ -59,7 +59,7 @@ class Config:
     dgd: bool = True                    # Delta Gradient Descent: erase the old answer to a key before writing
     memory_momentum: bool = False       # gather writes with momentum, as Titans does
     forget: bool = True                 # let go of what was written, back towards the learned start
-    memory_read: str = 'before'         # before | after a token's own write | start: as the chunk began
+    memory_read: str = 'auto'           # before | after a token's own write | start (of its chunk); auto: hope before
     negative_eigenvalues: bool = False  # steps of up to twice the proximal one: a token can flip what is stored
     # the continuum of MLPs, fastest level first
     cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8
@@ -89,18 +89,17 @@ class Config:
         check(self.projection_chunk >= 1 and self.projection_chunk % self.memory_chunk == 0,
               f'--projection_chunk={self.projection_chunk} must be a multiple of --memory_chunk={self.memory_chunk}')
         check(set(self.adaptive) <= set('kvqg'), f"--adaptive takes letters of kvqg, not '{self.adaptive}'")
-        for name, choices in (('objective', ('dot', 'l2')), ('memory_read', ('after', 'before', 'start')),
+        for name, choices in (('objective', ('dot', 'l2')), ('memory_read', ('auto', 'before', 'after', 'start')),
                               ('cms_topology', TOPOLOGIES)):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
         deep = set(self.mixers) & {*DEEP}
         check(self.memory_read != 'start' or not deep or self.block_size > self.memory_chunk,
               '--memory_read=start reads nothing within a chunk: --block_size must be above --memory_chunk')
-        for mixer in deep if len(deep) == 1 else ():
-            for name, value in DEEP[mixer].items():                 # what makes titans titans
+        for mixer in deep if 'hope' not in deep else ():
+            for name, value in DEEP[mixer].items():                 # what makes titans titans; of_block sees to it
                 check(getattr(self, name) in (value, getattr(Config, name)),    # a field's default is the class's
                       f'--{name}={getattr(self, name)} is for --mixer=hope; {mixer} has {name}={value}')
-                setattr(self, name, value)
         self.n_hidden = self.n_hidden or math.ceil(self.n_embd * 8 / 3 / 32) * 32
         check(len(self.periods) in (1, self.n_level) and len(self.chunks) in (0, self.n_level),
               f'--cms_periods={self.cms_periods} and --cms_chunks={self.cms_chunks} name different numbers of levels')
@@ -122,8 +121,9 @@ class Config:
 
     def of_block(self, index):
         """What one block's memory is built from: its own mixer, and the switches that this one has."""
-        mixer = self.mixers[index]
-        return replace(self, mixer=mixer, **DEEP.get(mixer, {}))
+        mixer, read = self.mixers[index], self.memory_read
+        read = read if read != 'auto' else 'before' if mixer == 'hope' else 'after'         # as in the papers
+        return replace(self, mixer=mixer, **DEEP.get(mixer, {}), memory_read=read)
 
     @property
     def n_level(self):

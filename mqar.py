@@ -48,7 +48,7 @@ class Race:
     seed: int = 0                       # of the weights and the sequences
 
     def __post_init__(self):
-        words('mixers', self.mixers, MIXERS)
+        words('mixers', self.mixers, MIXERS, joined=True)
         for name in ('n_pairs', 'batch_size', 'max_steps', 'eval_every', 'threads'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(1e-300 < self.learning_rate < math.inf, f'--learning_rate must be above 0, not {self.learning_rate}')

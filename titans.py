@@ -37,7 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from kernels import at_least_float32, delta_rule, hidden, matmul_nt, mlp_memory, mlp_memory_grad
 from memory import MemoryLayer, qkv_streams, retain, unit, write_rate
 
-TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False, memory_read='after')     # fields of Config
+TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False)        # fields of Config
 DEEP = {'hope': {}, 'titans': TITANS | {'memory_momentum': True}, 'ttt_mlp': TITANS | {'forget': False}}
 
 

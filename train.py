@@ -9,8 +9,8 @@ Train a language model. Read it from top to bottom: knobs, setup, data, model, l
 
 A step's batch depends on the seed and the step alone (where a task has lessons, on --max_steps as well). How it is cut,
 over devices (torchrun), over the cores of a CPU or in time (--grad_accum), changes nothing but rounding. With
---carry=16 a row is 16 block sizes long and read in 16 steps (carry.py). out_dir holds ckpt.pt (the last, not the best;
-whole at any moment), log.jsonl (one line per step) and, for bpe, the tokenizer.
+--carry=16 a row is 16 block sizes long and read in 16 steps (carry.py). out_dir holds ckpt.pt (the last; whole at any
+moment), best.pt where an earlier one was better, log.jsonl (one line per step) and, for bpe, the tokenizer.
 
 Does NOT include: sharded models, several machines, learning-rate search.
 """
@@ -184,7 +184,7 @@ def say(line):
 
 if is_main and not run.resume:
     hold.enter_context(locked(ckpt_path))
-    if os.path.exists(ckpt_path) and not run.overwrite:
+    if any(map(os.path.exists, (ckpt_path, best_of(ckpt_path)))) and not run.overwrite:
         raise UserError(f'{run.out_dir} holds a run already; --resume goes on with it, --overwrite starts anew, '
                         '--out_dir=NAME keeps both')
 if ddp and not is_main:
@@ -442,7 +442,7 @@ if is_main and step > first_step and not early:
                 tokens_per_second=f'{speed:.0f}', gflops=f'{speed * flops / 1e9:.1f}',
                 peak_memory_mib=f'{peak_memory(device):.0f}', val_loss=f'{val_loss:.4f}',
                 **{name: f'{x:.4f}' for name, x in bits_per_byte(val_bpb=val_loss, best_val_bpb=best_loss).items()},
-                checkpoint=ckpt_path, **{'best': best_of(ckpt_path)} if val_loss > best_loss else {})
+                checkpoint=ckpt_path, **{'best': best_of(ckpt_path)} if os.path.exists(best_of(ckpt_path)) else {})
 hold.close()
 if ddp:
     dist.destroy_process_group()

@@ -71,6 +71,8 @@ def test_a_gpu_computes_the_same_compiled_and_as_graphs():
 @pytest.mark.parametrize('args, words', [
     (['--parts=train,speed'], "with commas between and each once, not 'speed'"),
     (['--mixers=lstm'], "not 'lstm'"),
+    (['--parts=train+decode'], "not 'train+decode'"),
+    (['--mixers=hope+lstm'], "not 'hope+lstm'"),
     (['--lengths=1k'], "not '1k'"),
     (['--repeats=0'], '--repeats must be at least 1'),
     (['--dtype=int8'], "not 'int8'"),

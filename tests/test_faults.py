@@ -193,10 +193,11 @@ def test_a_link_and_its_target_are_locked_as_one(tmp_path):
 
 
 def test_what_a_killed_process_left_half_written_goes(tmp_path):
-    rest, others = tmp_path / '[a].pt.123.tmp', tmp_path / 'b.pt.123.tmp'
-    rest.touch(), others.touch()
+    rest, *others = (tmp_path / name for name in ('[a].pt.123.tmp', 'b.pt.123.tmp', '[a].pt.notes.tmp'))
+    for path in (rest, *others):
+        path.touch()
     with locked(tmp_path / '[a].pt'):
-        assert not rest.exists() and others.exists()
+        assert not rest.exists() and all(path.exists() for path in others)
 
 
 @pytest.mark.parametrize('number', [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL])

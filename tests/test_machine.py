@@ -152,6 +152,9 @@ def test_the_best_checkpoint_stays(text, tmp_path):
     assert kept['step'] == 2 and torch.equal(kept['model']['head.weight'], first['model']['head.weight'])
     assert inside('sample.py', 'x', out, '--best', '--max_new_tokens=1', '--device=cpu')['checkpoint']['step'] == 2
     assert inside('sample.py', 'x', out, '--max_new_tokens=1', '--device=cpu')['checkpoint']['step'] == 6
+    path.unlink()
+    with pytest.raises(UserError, match='holds a run already'):
+        inside('train.py', out, *args, '--max_steps=2')
     inside('train.py', out, *args, '--overwrite', '--max_steps=2')
     assert not best.exists()
     inside('train.py', out, '--resume', '--max_steps=60', '--learning_rate=1e-2', '--eval_every=50')

@@ -55,6 +55,8 @@ def test_a_mixer_per_block():
     assert model.config.mixers == ['titans', 'hope'] * 2
     assert [block.mixer.config.adaptive for block in model.blocks] == ['', 'kv'] * 2
     assert [block.mixer.config.dgd for block in model.blocks] == [False, True] * 2
+    assert [block.mixer.config.memory_read for block in model.blocks] == ['after', 'before'] * 2
+    assert tiny('titans', memory_read='before').blocks[0].mixer.config.memory_read == 'before'
     again = Hope(Config(**asdict(model.config)))                # as from a checkpoint
     again.load_state_dict(model.state_dict())
     assert Config(mixer='gated_deltanet+hope').mixer == 'gated_deltanet,hope'

@@ -292,7 +292,7 @@ def test_recall_race():
     ('train.py', ['--mixer=hope', '--memory_hidden=-1'], '--memory_hidden'),
     ('train.py', ['--mixer=hope', '--projection_chunk=40'], '--projection_chunk'),
     ('train.py', ['--gate_floor=1'], '--gate_floor must be at least 0 and below 0.5'),
-    ('train.py', ['--mixer=hope', '--memory_read=now'], 'after, before, start'),
+    ('train.py', ['--mixer=hope', '--memory_read=now'], 'before, after, start'),
     ('train.py', ['--mixer=titans', '--adaptive=k'], '--adaptive'),
     ('mqar.py', ['--mixers=hope,mamba'], 'mamba'),
     ('mqar.py', ['--learning_rate=nan'], '--learning_rate'),
