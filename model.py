@@ -145,6 +145,8 @@ class Config:
 SIZES = {
     # cpu: the defaults; 0.7 M parameters
     'cpu': {},
+    # fast: the same with attention in every second block, what the paper calls Hope-Attention; learns most per second
+    'fast': dict(mixer='hope,attention'),
     # small: 29 M parameters
     'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256),
     # gpt2: the size of GPT-2 124M

@@ -46,10 +46,11 @@ one_line_errors(first_to_fail)
 # -----------------------------------------------------------------------------
 # knobs
 
-# what the models of model.SIZES are trained by. cpu: minutes on two cores (README); small, for one GPU, twice over 28
+# what the models of model.SIZES are trained by. cpu, fast: five minutes on two cores (README); small, for one GPU, twice over 28
 # million tokens of source, and gpt2, four times over 100 million of web text, are not measured yet
 PRESETS = {
     'cpu': {},
+    'fast': dict(max_steps=3120),
     'small': dict(batch_size=64, max_steps=800, learning_rate=1e-3, eval_every=200, data='packages'),
     'gpt2': dict(batch_size=256, grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250,
                  data='fineweb', tokenizer='gpt2'),
@@ -67,7 +68,7 @@ class Run:
     resume: bool = False                # go on from out_dir's checkpoint
     overwrite: bool = False             # start anew although out_dir holds a run
     init_from: str = ''                 # a checkpoint to start from: model, tokenizer; lengths and clocks may differ
-    preset: str = 'auto'                # cpu | small | gpt2; auto picks small on a GPU and cpu elsewhere
+    preset: str = 'auto'                # cpu | fast | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
     max_steps: int = 2850               # optimizer steps
     batch_size: int = 4                 # sequences per optimizer step, all devices together
