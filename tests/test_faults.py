@@ -336,6 +336,15 @@ def test_score_reads_stdin(out_dir, text, monkeypatch, capsys):
     assert capsys.readouterr().out.splitlines()[1:5] == want
 
 
+@pytest.fixture
+def hangup():
+    """SIGHUP ends a process, also where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures('hangup')
 @pytest.mark.parametrize('signum', [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_saves_and_the_hint_is_a_command(signum, text, tmp_path, monkeypatch, capsys):
     """Also the signal of a terminal that is closed, to which no line can be written any more."""
@@ -350,6 +359,7 @@ def test_a_signal_saves_and_the_hint_is_a_command(signum, text, tmp_path, monkey
     assert args == ['--resume', f'--out_dir={folder}'] and script.endswith('train.py')
 
 
+@pytest.mark.usefixtures('hangup')
 def test_a_closed_terminal_takes_no_lines(monkeypatch):
     before = [(s, signal.getsignal(s)) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     calls, ours, theirs = [], *os.openpty()
