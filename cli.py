@@ -73,10 +73,10 @@ def one_line_errors(speaks=lambda: True):
         if issubclass(kind, MemoryError) or re.search(NO_MEMORY, f'{kind.__name__}: {error}'):
             kind, error = UserError, UserError('out of memory; try a larger --grad_accum, or a smaller --batch_size, '
                                                '--block_size or model')
-        if not issubclass(kind, (KeyboardInterrupt, BrokenPipeError)) and not speaks():
-            leave(getattr(error, 'exit_code', 1))
         if issubclass(kind, (KeyboardInterrupt, BrokenPipeError)):
             leave(130)
+        if not speaks():
+            leave(getattr(error, 'exit_code', 1))
         if issubclass(kind, OSError):           # what the system refuses and nobody has named: mostly a full stdout
             kind, error = UserError, UserError(f"{error.filename or 'standard input or output'}: "
                                                f'{error.strerror or error}')

@@ -78,8 +78,13 @@ def written_by_runs(folder):
             or not about.st_size}
 
 
-def passed_over(folder, read):
-    """What of a folder --data=folder does not read, although it is not hidden: a line, or ''. read: names of files."""
+def passed_over(folder, suffix, read):
+    """
+    What of a folder --data=folder does not read, although it is not hidden: a line, or ''; of a file, or where a suffix
+    picks, nothing is passed over. read: names of files.
+    """
+    if suffix or not os.path.isdir(folder):
+        return ''
     nulls, links = sorted(name for name, _ in visible(folder) if name not in read), []
     for parent, folders, _ in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith('.'))
@@ -227,7 +232,7 @@ def load_documents(data, suffix='', left_out=()):
         raise UsageError(f'--suffix={suffix} picks files of a folder or a package, not of --data={data}')
     n_bytes = sum(len(text) for _, text in documents)
     if n_bytes < 2:             # one byte to train on, one to hold out
-        why = passed_over(data, {*left_out, *dict(documents)}) if os.path.isdir(data) and not suffix else ''
+        why = passed_over(data, suffix, {*left_out, *dict(documents)})
         raise UserError(f"{data} holds {n_bytes} bytes of text{' in *' * bool(suffix)}{suffix}: too little to train on"
                         f"{'; ' * bool(why)}{why}")
     return split(documents)

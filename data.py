@@ -170,7 +170,7 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc
         print(f"data {data} | {info['bytes']:,} bytes | {info['files']:,} files | sha256 {info['sha256'][:16]}")
         print(f"tokens {enc.name} | vocabulary {enc.n_vocab:,} | train {len(train):,} | val {len(val):,} | "
               f"{info['bytes_per_token']:.3f} bytes per token")
-        if os.path.isdir(path) and not suffix and (line := passed_over(path, {name for name, _ in named} | left_out)):
+        if line := passed_over(path, suffix, {name for name, _ in named} | left_out):
             print(line)
         if not given_tokens and splits != [side(name) for name, _ in named] and info['files'] > 1:
             print('validation is the last 10 % of the bytes: whole files, by name, would be too little or too much')

@@ -77,12 +77,13 @@ class Config:
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
         check(0 <= self.gate_floor < 0.5, f'--gate_floor must be at least 0 and below 0.5, not {self.gate_floor}')
         self.mixer = self.mixer.replace('+', ',')                   # as it is written in a list of models
-        for name in self.mixer.split(','):
+        names = self.mixer.split(',')
+        for name in names:
             check(name != 'gla', '--mixer=gla is now --mixer=mamba2')
             check(name in MIXERS, f"--mixer must be one of {', '.join(MIXERS)}, or several with commas between, not "
                   f"'{name}'")
-        check(self.n_layer % len(self.mixer.split(',')) == 0, f'--mixer={self.mixer} names '
-              f"{len(self.mixer.split(','))} memories, which cannot be repeated over --n_layer={self.n_layer} blocks")
+        check(self.n_layer % len(names) == 0, f'--mixer={self.mixer} names {len(names)} memories, which cannot be '
+              f'repeated over --n_layer={self.n_layer} blocks')
         check(self.n_embd % (2 * self.n_head) == 0,
               f'--n_embd must be a multiple of 2 x n_head = {2 * self.n_head}, not {self.n_embd}')
         self.projection_chunk = self.projection_chunk or self.memory_chunk

@@ -373,8 +373,7 @@ def param_groups(model, weight_decay, start_lr):
 def make_optimizers(model, name, lr, matrix_lr, weight_decay, start_lr, betas):
     """
     The optimizer of that name for the hidden matrices, and AdamW for the rest: a list, to step one after the other.
-    lr that of AdamW; matrix_lr of the other, 0 for its default in proportion to lr. Each step shrinks weights alike, by
-    lr weight_decay.
+    lr is AdamW's; matrix_lr the other's, 0: its default, in proportion to lr. Each shrinks weights by lr weight_decay.
     """
     assert name in NAMES, f"optimizer must be one of {', '.join(NAMES)}, not {name!r}"
     optimizers, groups = [], param_groups(model, weight_decay, start_lr)

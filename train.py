@@ -46,8 +46,8 @@ one_line_errors(first_to_fail)
 # -----------------------------------------------------------------------------
 # knobs
 
-# what the models of model.SIZES are trained by. cpu, fast: five minutes on two cores (README); small, for one GPU, twice over 28
-# million tokens of source, and gpt2, four times over 100 million of web text, are not measured yet
+# what the models of model.SIZES are trained by. cpu, fast: five minutes on two cores (README). Not measured yet: small,
+# for one GPU, twice over 28 million tokens of source, and gpt2, four times over 100 million of web text
 PRESETS = {
     'cpu': {},
     'fast': dict(max_steps=3120),
@@ -177,7 +177,6 @@ batch_rng = torch.Generator().manual_seed(run.seed)
 def say(line):
     if is_main:
         print(f'{clear(sys.stdout)}{line}', flush=True)
-
 
 
 # -----------------------------------------------------------------------------
