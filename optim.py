@@ -221,15 +221,16 @@ class DeepMomentum(MatrixOptimizer):
         return U.view_as(G), {'m': m, 'v': v, 'x': seen, 'W1': W1, 'W2': W2}
 
 
-def newton_schulz(M, steps=5, dtype=torch.bfloat16):
+def newton_schulz(M, steps=5, dtype=None):
     """
-    M (.., rows, cols) with its singular values brought near 1, its singular vectors kept: the nearest orthogonal
-    matrix, up to about 0.3 per singular value; 0 stays 0. Each step is an odd polynomial of M, steep at 0, so that five
-    suffice (Keller Jordan's Muon has the coefficients), and bfloat16 is enough once M is of size 1.
+    M (.., rows, cols) with singular values brought near 1 and its singular vectors: the nearest orthogonal matrix, up
+    to 0.3 per singular value; 0 stays 0. Five steps suffice, each an odd polynomial, steep at 0 (Keller Jordan's Muon
+    has the coefficients). dtype None: bfloat16, which is enough, on a GPU; float32 on a CPU, up to 12 times as fast.
     """
     assert min(M.shape[-2:]) > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
     tall = M.shape[-2] > M.shape[-1]
     X = M.mT if tall else M                                         # the smaller Gram matrix is (m, m)
+    dtype = dtype or (torch.bfloat16 if M.is_cuda else torch.float32)
     X = (X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
     for _ in range(steps):
         A = X @ X.mT                                                # (.., m, n) x (.., n, m) -> (.., m, m)

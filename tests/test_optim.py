@@ -35,7 +35,7 @@ def follow(make, grads):
     (lambda p: AdamW(p, lr=1e-2, weight_decay=0.1),
      lambda p: torch.optim.AdamW(p, lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1), torch.float64, 1e-14),
     (lambda p: Momentum(p, lr=1e-2), lambda p: torch.optim.SGD(p, lr=1e-2, momentum=0.9), torch.float64, 1e-14),
-    # both iterate in bfloat16, whose rounding is 2^-8 of a step
+    # torch's iterates in bfloat16, whose rounding is 2^-8 of a step
     (lambda p: Muon(p, lr=1e-3, weight_decay=0.1),
      lambda p: torch.optim.Muon(p, lr=1e-3, adjust_lr_fn='match_rms_adamw'), torch.float32, 1e-3)])
 @pytest.mark.parametrize('shape', [(24, 40), (40, 24)])
@@ -217,7 +217,6 @@ def test_m3_literal_is_algorithm_1():
     def make(p, slow=slow):
         return M3(p, lr=lr, beta1=b1, beta2=b2, beta3=b3, slow=slow, every=f, eps=eps, literal=True)
     got = follow(make, grads)
-    # bfloat16 rounds sums that were added in another order differently
     assert (got - torch.stack(path)).abs().max() < 1e-4 and (got[-1] - 1).abs().max() > 5e-3
     without = follow(lambda p: make(p, slow=0.0), grads)
     assert torch.equal(got[:f], without[:f]) and not torch.allclose(got[f], without[f], atol=1e-4)
@@ -233,7 +232,7 @@ def test_m3_default():
         m1, m2, v = b1 * m1 + (1 - b1) * G, b3 * m2 + (1 - b3) * G, b2 * v + (1 - b2) * G ** 2
         U = (newton_schulz(m1) + slow * o2) / (v / v.mean() + eps).sqrt()
         W = W - lr * 0.2 * U / U.square().mean().sqrt()
-        assert (got[t] - W).abs().max() < 5e-3, t           # bfloat16
+        assert (got[t] - W).abs().max() < 1e-4, t
     assert (got[-1] - 1).abs().max() > 0.1
 
 
