@@ -30,6 +30,7 @@ The least that is one, in which every token is to be said again:
 
 --data       niah, niah:full        needles in text; full: long keys and values (niah.py)
              recall, recall:PAIRS   associative recall of 8, or of so many pairs of letters (Recall below)
+             languages              lines of invented languages and what they mean (languages.py)
              whatever else          a corpus (corpora.py)
 
 Does NOT include: mixtures of tasks, lessons that wait for what was learned (mqar.py has its own).
@@ -41,6 +42,7 @@ import torch
 
 from cli import UsageError, UserError
 from data import Text, prepare
+from languages import Languages, specimen_text
 from niah import FORMS, Needles
 from tokenizer import encode, get_tokenizer
 
@@ -108,6 +110,8 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
     """
     kind, _, choice = data.partition(':')
     tokenizer = 'bytes' if kind in ('recall', 'niah') and tokenizer == 'auto' else tokenizer
+    if data == 'languages':
+        return load_languages(tokenizer, quiet, enc)
     if kind == 'recall':
         return load_recall(data, choice or '8', tokenizer, quiet)
     if kind == 'niah':
@@ -140,6 +144,14 @@ def load_recall(data, n_pairs, tokenizer, quiet):
     if not quiet:
         print(f'data {data} | {n_pairs} pairs of {len(keys)} keys and {len(values)} values | vocabulary {enc.n_vocab}')
     return task, task, enc, dict(name=data, sha256=hashlib.sha256(KEYS + VALUES + GAP).hexdigest())
+
+
+def load_languages(tokenizer, quiet, enc):
+    texts = specimen_text()
+    enc = enc or get_tokenizer('bpe:512' if tokenizer == 'auto' else tokenizer, texts=texts)
+    if not quiet:
+        print(f'data languages | one for each row | tokens {enc.name} | vocabulary {enc.n_vocab}')
+    return Languages(enc), Languages(enc), enc, dict(name='languages', sha256=hashlib.sha256(b''.join(texts)).hexdigest())
 
 
 # -----------------------------------------------------------------------------

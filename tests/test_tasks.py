@@ -15,8 +15,10 @@ from test_scripts import inside
 import tasks
 from cli import UserError
 from data import Text
+from languages import Languages
 from niah import Needles
 from tasks import Recall
+from tokenizer import get_tokenizer
 
 LETTERS = torch.arange(26)
 
@@ -25,11 +27,11 @@ example = '    class Echo:' + tasks.__doc__.partition('    class Echo:')[2].part
 exec(textwrap.dedent(example))                              # the one at the top of tasks.py, word by word
 
 
-@pytest.fixture(params=['text', 'needles', 'recall', 'echo'])
+@pytest.fixture(params=['text', 'needles', 'recall', 'languages', 'echo'])
 def task(request):
     tokens = np.random.default_rng(0).integers(0, 256, 20_000).astype(np.uint16)
     return {'text': lambda: Text(tokens), 'needles': make, 'recall': lambda: Recall(8, LETTERS, LETTERS + 26, 52),
-            'echo': globals()['Echo']}[request.param]()
+            'languages': lambda: Languages(get_tokenizer('bytes')), 'echo': globals()['Echo']}[request.param]()
 
 
 def has_answers(task):
