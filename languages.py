@@ -2,17 +2,19 @@
 Invented languages: what a model can only know from the lines that it has read.
 
 Each language has words of its own for the same 36 of English, an order of subject, verb and object, adjectives before or
-after their noun, and affixes for the plural and the past, all drawn from a seed. A line is a sentence and what it means:
+after their noun, and affixes for the plural and the past, all drawn from a seed. A line is a sentence with the meaning
+of each word behind it, as linguists gloss a text:
 
-    mako tidu-lo bera > red dogs pulled star
+     mako red, tidu-lo dogs, bera-ki pulled, fuda star.
 
-    python train.py --data=languages --out_dir=out-languages    learn to translate a language from its first lines
+    python train.py --data=languages --start_lr=0.1 --out_dir=out-languages     learn to gloss a language by its lines
     python languages.py                                         lines of three languages, a guess and its score
 
-A row of training is one language that no other row has, with some of its words: a model that is to translate its later
-lines must learn it from the earlier ones. In eval_continual.py two languages are read one after the other.
+A row of training is one language that no other row has: a model that is to gloss its later lines must learn it from the
+earlier ones. In eval_continual.py two languages are read one after the other.
 
-Does NOT include: grammar beyond order and affixes, words of several meanings.
+Does NOT include: translation into English order (a model of the default's size did not find it in 1,200 steps), words
+of several meanings.
 """
 import collections
 import itertools
@@ -22,69 +24,78 @@ import numpy as np
 import torch
 
 NOUNS = 'dog cat bird horse king tree stone river house boat star snake friend road cloud lamp'.split()
-VERBS = 'pull push call help follow paint lift turn watch lead load count'.split()
+VERBS = 'pull push call help follow paint lift turn watch fill load count'.split()
 ADJECTIVES = 'red small old big cold kind black young'.split()
 SYLLABLES = [c + v for c in 'bdfgklmnprtz' for v in 'aeiou']
 LESSONS = (0.3, 0.6)            # shares of training: at first few words per row, at last all of them
-PAST = {'lead': 'led'}          # else -ed
-WEIGHT_OF_MEANING = 0.9         # of a row's loss; the rest is the sentences, which say which language it is
+WEIGHT_OF_MEANING = 0.9         # of a row's loss; the rest is the words, which say which language it is
 
 
 class Language:
-    """One language: .line(rng) -> a sentence and its meaning; .words, its share of English."""
+    """One language: .line(rng) -> a sentence with its meanings; .words {English: its own}."""
     def __init__(self, seed, share=1.0):
         """share: of the words of each kind that are used, at least two."""
         rng = random.Random(f'language {seed}')
         stems = [''.join(pair) for pair in itertools.product(SYLLABLES, SYLLABLES)]
-        self.words = {word: stem for word, stem in zip(NOUNS + VERBS + ADJECTIVES, rng.sample(stems, 36))}
-        self.order = rng.sample('SVO', 3)
-        self.adjective_first = rng.random() < 0.5
-        self.plural, self.past = rng.sample(SYLLABLES, 2)
-        self.prefix = rng.random() < 0.5                        # or suffix
+        self.words = dict(zip(NOUNS + VERBS + ADJECTIVES, rng.sample(stems, 36)))
+        self.order, self.adjective_first = rng.sample('SVO', 3), rng.random() < 0.5
+        self.affixes, self.prefix = rng.sample(SYLLABLES, 2), rng.random() < 0.5        # of the plural, of the past
         self.used = [rng.sample(kind, max(2, round(share * len(kind)))) for kind in (NOUNS, VERBS, ADJECTIVES)]
 
-    def affixed(self, word, affix):
-        return f'{affix}-{word}' if self.prefix else f'{word}-{affix}'
+    def pair(self, word, ending, affix=None):
+        """A word of the language and what it means."""
+        if affix is None:
+            return self.words[word], word
+        parts = (affix, self.words[word]) if self.prefix else (self.words[word], affix)
+        return '-'.join(parts), word + ending
 
     def noun_phrase(self, rng):
-        """-> words of the language, words of English."""
-        nouns, _, adjectives = self.used
-        noun, adjective = rng.choice(nouns), rng.choice(adjectives) if rng.random() < 0.4 else None
-        plural = rng.random() < 0.3
-        theirs = self.affixed(self.words[noun], self.plural) if plural else self.words[noun]
-        ours = noun + 's' * plural
-        if not adjective:
-            return [theirs], [ours]
-        pair = [self.words[adjective], theirs]
-        return pair if self.adjective_first else pair[::-1], [adjective, ours]
+        """-> [(word, meaning)], a noun and perhaps an adjective."""
+        plural = self.affixes[0] if rng.random() < 0.3 else None
+        phrase = [self.pair(rng.choice(self.used[0]), 's', plural)]
+        if rng.random() < 0.4:
+            phrase.insert(0 if self.adjective_first else 1, self.pair(rng.choice(self.used[2]), ''))
+        return phrase
 
     def line(self, rng):
-        """-> a sentence, what it means: 'tidu mako-lo', 'red dogs'."""
-        verb, past = rng.choice(self.used[1]), rng.random() < 0.5
-        theirs = self.affixed(self.words[verb], self.past) if past else self.words[verb]
-        ours = PAST.get(verb, verb + 'ed') if past else f'will {verb}'
-        parts = {'S': self.noun_phrase(rng), 'V': ([theirs], [ours]), 'O': self.noun_phrase(rng)}
-        sentence = ' '.join(word for place in self.order for word in parts[place][0])
-        return sentence, ' '.join(word for place in 'SVO' for word in parts[place][1])
+        """A sentence, ((word, meaning), ..): (('mako', 'red'), ('tidu-lo', 'dogs'), ..)."""
+        past = self.affixes[1] if rng.random() < 0.5 else None
+        parts = {'S': self.noun_phrase(rng), 'V': [self.pair(rng.choice(self.used[1]), 'ed', past)],
+                 'O': self.noun_phrase(rng)}
+        return tuple(pair for part in self.order for pair in parts[part])
 
     def lines(self, n, seed, but=()):
-        """n different (sentence, meaning), none of those in but."""
-        rng, found, but = random.Random(f'lines {seed}'), {}, set(but)
+        """n different sentences, none of those in but."""
+        rng, found, but = random.Random(f'lines {seed}'), {}, {*but}
         while len(found) < n:
-            sentence, meaning = self.line(rng)
-            if (sentence, meaning) not in but:
-                found[sentence] = meaning
-        return list(found.items())
+            line = self.line(rng)
+            if line not in but:
+                found[line] = None
+        return [*found]
 
 
-def written(sentence, meaning=None):
-    """A line as it stands in a text; without its meaning what a model goes on from, up to the newline."""
-    return f' {sentence} >' if meaning is None else f' {sentence} > {meaning}\n'
+def written(line):
+    """A line as it stands in a text, in parts: (text, is it a meaning)."""
+    for i, (word, meaning) in enumerate(line):
+        yield f' {word}', False
+        yield f' {meaning}', True
+        yield '.\n' if i + 1 == len(line) else ',', False
+
+
+def tokens_of(enc, lines):
+    """Token ids of lines, and whether each is part of a meaning."""
+    ids, marks = [], []
+    for line in lines:
+        for text, is_meaning in written(line):
+            tokens = enc.encode_ordinary(text)
+            ids += tokens
+            marks += [is_meaning] * len(tokens)
+    return ids, marks
 
 
 def specimen_text(n_languages=200, n_lines=40):
     """What a tokenizer is learned on: lines of languages that nobody is asked for."""
-    return [''.join(written(*pair) for pair in Language(f'specimen {i}').lines(n_lines, i)).encode()
+    return [''.join(text for line in Language(f'specimen {i}').lines(n_lines, i) for text, _ in written(line)).encode()
             for i in range(n_languages)]
 
 
@@ -105,11 +116,8 @@ class Languages:
         language = Language(seed, few if rng.random() < 0.7 else rng.uniform(0.1, few))
         ids, marks = [self.enc.eot_token], [False]
         while len(ids) < n:
-            sentence, meaning = language.line(rng)
-            for text, is_meaning in ((written(sentence), False), (f' {meaning}\n', True)):
-                tokens = self.enc.encode_ordinary(text)
-                ids += tokens
-                marks += [is_meaning] * len(tokens)
+            more, are_meanings = tokens_of(self.enc, [language.line(rng)])
+            ids, marks = ids + more, marks + are_meanings
         return ids[:n], marks[:n]
 
     def batch(self, n, T, generator, progress=1.0):
@@ -167,11 +175,12 @@ def main():
     for seed in range(3):
         language = Language(seed)
         print(f"--- language {seed}: {''.join(language.order)}, adjectives "
-              f"{'before' if language.adjective_first else 'after'} their noun, plural -{language.plural}-, "
-              f'past -{language.past}-')
-        for sentence, meaning in language.lines(4, 0):
-            print(written(sentence, meaning), end='')
-    print(f'\na guess, another meaning of that language: chrF {chrf(language.line(random.Random(0))[1], meaning):.2f}')
+              f"{'before' if language.adjective_first else 'after'} their noun, {language.affixes[0]} for the plural, "
+              f'{language.affixes[1]} for the past')
+        for line in language.lines(4, 0):
+            print(''.join(text for text, _ in written(line)), end='')
+    guess, meant = (' '.join(meaning for _, meaning in language.line(random.Random(i))) for i in range(2))
+    print(f'\na guess, the meaning of another line of it: chrF {chrf(guess, meant):.2f}')
 
 
 if __name__ == '__main__':

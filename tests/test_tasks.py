@@ -35,7 +35,7 @@ def task(request):
 
 
 def has_answers(task):
-    return isinstance(task, (Needles, Recall))
+    return isinstance(task, (Needles, Recall, Languages))
 
 
 class Program(torch.nn.Module):
