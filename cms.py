@@ -28,16 +28,24 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from carry import map_state
 from cli import check
+from evidence import empty_book, judge, weigh
 
-TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked')
+TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked', 'copies')
+CHANGE = -1             # the clock of a level that is left behind where the text changes
 
 
 def parse_clock(name, text, lowest):
-    """'1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before; 0, where allowed, is a level that never moves."""
-    ticks = tuple(int(n) if n.isdecimal() and len(n) < 19 else -1 for n in text.split(','))
-    check(min(ticks) >= lowest, f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
-    moving = [n for n in ticks if n]
+    """
+    '1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before. Where 0 is allowed, it is a level that never moves, and
+    'change', of all but the first, one that moves where the text changes.
+    """
+    ticks = tuple(int(n) if n.isdecimal() and len(n) < 19 else CHANGE if i and not lowest and n == 'change' else -2
+                  for i, n in enumerate(text.split(',')))
+    check(min(n + 1 if n == CHANGE else n for n in ticks) >= lowest,
+          f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
+    moving = [n for n in ticks if n > 0]
     check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
           f'--{name} goes from fast to slow, each a multiple of the one before it, not {text}')
     return ticks
@@ -77,11 +85,12 @@ class CMS(nn.Module):
     independent     side by side, a learned weighted sum that starts as the mean (eq. 74)
     nested          as sequential; while reading, a level starts again when the next slower one moves (eq. 72)
     stacked         one MLP per block, the blocks spread over the levels: level stacking of a Transformer (7.3)
+    copies          one MLP per block; while reading, each level has weights of its own for all of them (below)
     """
     def __init__(self, config, block):
         super().__init__()
         self.block = block
-        n, h = 1 if config.cms_topology == 'stacked' else config.n_level, config.n_hidden
+        n, h = 1 if config.cms_topology in ('stacked', 'copies') else config.n_level, config.n_hidden
         self.levels = nn.ModuleList(MLP(config.n_embd, h * (i + 1) // n - h * i // n) for i in range(n))
         self.mix = nn.Parameter(torch.empty(n)) if config.cms_topology == 'independent' else None
 
@@ -95,7 +104,12 @@ class CMS(nn.Module):
             level.out.weight.normal_(std=(h * branches) ** -0.5)
 
     def forward(self, x, fast=None):
-        """x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None."""
+        """
+        x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None. Where these
+        are R rows for each stream, x (B, T, D) -> (B R, T, D).
+        """
+        if fast and (R := len(next(iter(fast.values()))) // len(x)) > 1:
+            x = x.repeat_interleave(R, dim=0)
         total = x
         for i, level in enumerate(self.levels):
             # torch.compile makes one code for all blocks, as long as none of them reads its own number
@@ -150,54 +164,74 @@ def moving(model, step):
 # the token clock
 
 
+def n_rows(config):
+    """Rows that read for one stream: of copies with a read-out every level and what training learned, else one."""
+    return len(config.chunks) + 1 if config.cms_topology == 'copies' and config.cms_share else 1
+
+
 def empty_state(model, batch_size):
     """
     What `learn` goes on from: nothing read, every level at theta_0.
 
     recurrent, anchor   the mixers' state now, and at the start of the unfinished chunk `pending` (B, n)
-    delta, gathered     {'0.0.up': (B, 2 h, D), ...}: how far a stream's weights have moved, and its gradients since
+    delta, gathered     {'0.0.up': (B, 2 h, D), ...}: how far a stream's weights have moved, and its gradients since; of
+                        copies delta is (B, K, 2 h, D), the fastest level first, and nothing is gathered
     learned             tokens that the weights have learned from; trace, where it stands, saves reading a chunk twice
+    log_w, said, book   of copies that are read out: evidence.py; said (B, R, V), what the rows say of the next token
     """
-    device, chunks, weights = model.embed.weight.device, model.config.chunks, weights_of(model)
-    zeros = {name: p.new_zeros(batch_size, *p.shape) for name, (level, p) in weights.items() if chunks[level]}
-    recurrent = model.init_state(batch_size, device)
-    return {'recurrent': recurrent, 'anchor': recurrent, 'delta': zeros, 'gathered': zeros, 'learned': 0,
-            'pending': torch.empty(batch_size, 0, dtype=torch.long, device=device)}
+    o, device, weights, R = model.config, model.embed.weight.device, weights_of(model), n_rows(model.config)
+    recurrent = model.init_state(batch_size, device)[:1] + model.init_state(batch_size * R, device)[1:]
+    state = {'recurrent': recurrent, 'anchor': recurrent, 'learned': 0, 'gathered': {},
+             'pending': torch.empty(batch_size, 0, dtype=torch.long, device=device)}
+    if R == 1:
+        zeros = {name: p.new_zeros(batch_size, *p.shape) for name, (level, p) in weights.items() if o.chunks[level]}
+        return state | {'delta': zeros, 'gathered': zeros}
+    zeros = model.embed.weight.new_zeros(batch_size, R, o.vocab_size)
+    return state | {'delta': {name: p.new_zeros(batch_size, R - 1, *p.shape) for name, (_, p) in weights.items()},
+                    'said': zeros, 'log_w': zeros[:, :, 0].log_softmax(1), 'book': empty_book(batch_size, R - 2, device)}
 
 
-def learn(model, idx, state=None):
+def learn(model, idx, state=None, moves=True):
     """
     Read on, and learn from what is read: level l moves every chunks[l] tokens (eq. 71).
 
-    idx (B, T) token ids; state as returned, or None to start at theta_0
+    idx (B, T) token ids; state as returned, or None to start at theta_0; moves: False reads with the levels as they are
     returns logits (B, T, V), each made by weights that have not seen what it predicts, and the new state
 
     A chunk of C = chunks[0] tokens is read with the same weights. Once the token after it is known, every level
     gathers the gradient of its mean loss, and the levels whose time it is move. What a stream learns is its own. An
     unfinished chunk waits in the state, so that any split of a stream gives the same, to rounding. In training theta_0
     and log_step are meta-learned, to first order: the inner gradient is a constant.
+
+    Copies are read as R rows for each stream and weighed by evidence. What lies before the first MLP is the same for all.
     """
     assert idx.dim() == 2, f'idx must be (B, T), got {tuple(idx.shape)}'
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
     assert not torch.is_inference_mode_enabled(), 'learning takes gradients: use torch.no_grad, not inference_mode'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
+    R = n_rows(model.config)
     state = state or empty_state(model, len(idx))
     fast, logits = state.get('trace') or (fast_weights(model, state['delta'], training), None)
     while t < idx.shape[1]:
-        if state['pending'].shape[1] == C:                      # a whole chunk was read, and here is the token after it
+        if moves and state['pending'].shape[1] == C:            # a whole chunk was read, and here is the token after it
             targets = torch.cat([state['pending'][:, 1:], idx[:, t:t + 1]], dim=1)              # (B, C)
             if logits is None:                                  # it was read in parts: once more as a whole
                 with torch.enable_grad():
                     logits = model(state['pending'], state=state['anchor'], fast=fast)[0]
-            state = move(model, state, fast, logits, targets, training)
+            state = (move if R == 1 else move_copies)(model, state, fast, logits, targets, training)
             fast = fast_weights(model, state['delta'], training)
-        part = idx[:, t:t + C - state['pending'].shape[1]]      # up to the chunk's end
-        t, whole = t + part.shape[1], part.shape[1] == C
+        part = idx[:, t:t + C - state['pending'].shape[1]] if moves else idx        # up to the chunk's end
+        t, whole = t + part.shape[1], moves and part.shape[1] == C
         with torch.set_grad_enabled(training or whole):
             logits, _, recurrent = model(part, state=state['recurrent'], fast=fast)
-        out.append(logits if training else logits.detach())
-        state = state | {'recurrent': recurrent if training else [*map(detached, recurrent)],
-                         'pending': torch.cat([state['pending'], part], dim=1)}
+        if R == 1:
+            out.append(logits if training else logits.detach())
+        else:
+            mixed, state = read_out(model.config, logits.detach(), part, state)
+            out.append(mixed)
+        state = state | {'recurrent': recurrent if training else [*map(detached, recurrent)]}
+        if moves:
+            state = state | {'pending': torch.cat([state['pending'], part], dim=1)}
         logits = logits if whole else None
     return torch.cat(out, dim=1), state | {'trace': logits is not None and (fast, logits)}
 
@@ -207,11 +241,20 @@ def detached(tensors):
 
 
 def fast_weights(model, delta, training):
-    """theta_0 + delta of every stream, {'0.0.up': (B, 2 h, D), ...}."""
+    """theta_0 + delta of every stream, {'0.0.up': (B, 2 h, D), ...}; of copies (B R, 2 h, D), the last row theta_0."""
     weights = weights_of(model)
+    if n_rows(model.config) > 1:
+        delta = {name: F.pad(moved, (0, 0, 0, 0, 0, 1)).flatten(0, 1) for name, moved in delta.items()}
     if training:
         return {name: weights[name][1] + moved for name, moved in delta.items()}
     return {name: (weights[name][1].detach() + moved).requires_grad_() for name, moved in delta.items()}
+
+
+def clipped(o, grads):
+    """Gradients of a level, {name: (B, m, n)}, of norm at most cms_clip in each stream."""
+    square = sum(g.square().sum((1, 2), keepdim=True) for g in grads.values())                  # (B, 1, 1)
+    scale = o.cms_clip / square.clamp(min=o.cms_clip ** 2).sqrt()
+    return {name: scale * g for name, g in grads.items()}
 
 
 def move(model, state, fast, logits, targets, training):
@@ -231,11 +274,9 @@ def move(model, state, fast, logits, targets, training):
         if not ticks or learned % ticks:
             continue
         mine = [name for name in fast if weights[name][0] == level]
-        mean = {name: gathered[name] * (C / ticks) for name in mine}
-        square = sum(g.square().sum((1, 2), keepdim=True) for g in mean.values())              # (B, 1, 1)
-        step = model.log_step[level].exp() * o.cms_clip / square.clamp(min=o.cms_clip ** 2).sqrt()
+        mean = clipped(o, {name: gathered[name] * (C / ticks) for name in mine})
         for name in mine:
-            delta[name] = delta[name] - step * mean[name]       # (B, m, n)
+            delta[name] = delta[name] - model.log_step[level].exp() * mean[name]                # (B, m, n)
             gathered[name] = torch.zeros_like(mean[name])
         if o.cms_topology == 'nested':
             delta |= {name: torch.zeros_like(delta[name]) for name in fast if weights[name][0] < level}
@@ -246,14 +287,74 @@ def move(model, state, fast, logits, targets, training):
                     'recurrent': recurrent, 'anchor': recurrent}
 
 
+# copies: levels with weights of their own for the same MLPs, the start that training learned as the slowest
+
+
+def read_out(o, logits, idx, state):
+    """
+    The levels' logits (B R, T, V) at tokens idx (B, T) -> the logarithm of their mixture (B, T, V), and the state with
+    what these tokens say of the levels.
+    """
+    log_p = logits.log_softmax(-1).unflatten(0, (len(idx), -1))                                 # (B, R, T, V)
+    gave = torch.cat([state['said'][:, :, None], log_p[:, :, :-1]], dim=2)      # each token was predicted one before it
+    gave = gave.gather(3, idx[:, None, :, None].expand(-1, log_p.shape[1], -1, 1))[..., 0]      # (B, R, T)
+    log_w = weigh(state['log_w'], gave, o.cms_share)
+    return (log_w[..., None] + log_p).logsumexp(1), state | {'log_w': log_w[..., -1], 'said': log_p[:, :, -1]}
+
+
+def move_copies(model, state, fast, logits, targets, training):
+    """
+    As move, of copies: logits (B R, C, V). The fastest level takes a step; a slower one becomes what the next faster one
+    is, which is the sum of its steps: on its clock, or, with the clock 'change', as evidence.judge says.
+    """
+    assert not training, 'copies are for reading: train with another --cms_topology'
+    o, (B, C), R = model.config, targets.shape, n_rows(model.config)
+    stream, learned = torch.arange(B, device=targets.device), state['learned'] + C
+    with torch.enable_grad():
+        nats = F.cross_entropy(logits.flatten(0, 1), targets.repeat_interleave(R, dim=0).flatten(), reduction='none').view(B, R, C)
+        source, book = None, state['book']
+        if CHANGE in o.chunks:
+            source, book = judge(book, nats.detach().mean(2), C)
+        # the fastest level goes on as this row, from this chunk on
+        learner = torch.zeros(B, dtype=torch.long, device=targets.device) if source is None else source[:, 0]
+        loss = nats[stream, learner].sum() / C
+        grads = torch.autograd.grad(loss, [*fast.values()], retain_graph=True)                  # (B R, m, n)
+    grads = {name: grad.unflatten(0, (B, R))[stream, learner] for name, grad in zip(fast, grads)}
+    state = state if source is None else copied(state, source)
+    step = model.log_step[0].detach().exp()
+    delta = {name: torch.cat([state['delta'][name][:, :1] - step * grad[:, None], state['delta'][name][:, 1:]], dim=1)
+             for name, grad in clipped(o, grads).items()}
+    state = state | {'delta': delta, 'book': book, 'learned': learned, 'pending': targets[:, :0]}
+    for level in reversed(range(1, R - 1)):
+        if o.chunks[level] > 0 and learned % o.chunks[level] == 0:
+            source = torch.arange(R, device=targets.device).expand(B, R).clone()
+            source[:, level] = level - 1
+            state = copied(state, source)
+    return state | {'anchor': state['recurrent']}
+
+
+def copied(state, source):
+    """The state in which level l of stream b is what source[b, l] was, source (B, R)."""
+    B, R = source.shape
+    stream = torch.arange(B, device=source.device)[:, None]
+    def rows(x): return x.unflatten(0, (B, R))[stream, source].flatten(0, 1)
+    delta = {name: F.pad(x, (0, 0, 0, 0, 0, 1))[stream, source[:, :-1]] for name, x in state['delta'].items()}
+    recurrent = state['recurrent'][:1] + map_state(rows, state['recurrent'][1:])
+    return state | {'recurrent': recurrent, 'delta': delta,
+                    'said': state['said'][stream, source], 'log_w': state['log_w'].gather(1, source).log_softmax(1)}
+
+
 class Learner(nn.Module):
-    """A reader that learns while it reads: called as the model is, and its state is that of `learn`."""
-    def __init__(self, model):
+    """
+    A reader that learns while it reads: called as the model is, and its state is that of `learn`. With moves=False it
+    reads on with what it has learned, and learns no more.
+    """
+    def __init__(self, model, moves=True):
         super().__init__()
-        self.model, self.config = model, model.config
+        self.model, self.config, self.moves = model, model.config, moves
 
     def forward(self, idx, targets=None, state=None, weights=None):
-        logits, state = learn(self.model, idx, state)
+        logits, state = learn(self.model, idx, state, self.moves)
         return logits, self.model.loss(logits, targets, weights), state
 
 

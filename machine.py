@@ -332,19 +332,23 @@ def load_tokenizer(checkpoint, path):
     return enc
 
 
-def load_learner(checkpoint, device='cpu', chunks='', step=-1.0):
+def load_learner(checkpoint, device='cpu', chunks='', step=-1.0, share=-1.0):
     """
     load_model as a reader that learns while it reads (cms.py), on the token clock that is given, else the one it was
-    trained with, else 128 tokens for the fastest level and four times as many for each one after it. step: the inner
-    step size of all levels; below 0 they keep what they learned.
+    trained with. A model of one level learns in copies, else 128 tokens for the fastest and three slow ones that keep;
+    of several levels, 128 tokens and four times as many for each one after it. step: the inner step size of all levels;
+    below 0 they keep what they learned. share: as cms_share; below 0 what it was.
     """
     config = dict(checkpoint['config'])
     levels = build([Config], config)[0].n_level
-    config['cms_chunks'] = chunks or config['cms_chunks'] or ','.join(str(128 * 4 ** level) for level in range(levels))
-    if levels == 1 and ',' in config['cms_chunks']:             # one MLP per block: their clocks differ with the depth
-        config['cms_topology'] = 'stacked'
+    usual = '128,change,change,change' if levels == 1 else ','.join(str(128 * 4 ** level) for level in range(levels))
+    config['cms_chunks'] = chunks or config['cms_chunks'] or usual
+    if levels == 1:
+        config['cms_topology'] = 'copies'
+    if share >= 0:
+        config['cms_share'] = share
     build([Config], config)                                     # what is wrong with these is said as such
-    model = load_model(checkpoint | {'config': config}, device)
+    model = load_model(checkpoint | {'config': config}, device).requires_grad_(False)       # they move by themselves
     if step >= 0:
         model.log_step.data.fill_(math.log(step) if step else -math.inf)
     return Learner(model)
@@ -353,8 +357,9 @@ def load_learner(checkpoint, device='cpu', chunks='', step=-1.0):
 # -----------------------------------------------------------------------------
 # memory files: the state of a reader that learns, and whose it is
 
-MEMORY_FORMAT = 'nested-learning-memory-2'
-STATE = ('recurrent', 'anchor', 'pending', 'delta', 'gathered', 'learned')      # of cms.learn's, all but its trace
+MEMORY_FORMAT = 'nested-learning-memory-3'
+STATE = {'recurrent', 'anchor', 'pending', 'delta', 'gathered', 'learned'}      # of cms.learn's, all but its trace
+READ_OUT = {'log_w', 'said', 'book'}                                            # ... of copies as well
 
 
 def owner(checkpoint):
@@ -378,7 +383,8 @@ def save_memory(path, whose, reader, tokens, state):
     Write a Learner's state and the tokens that it has yet to read, whole or not at all. whose: what owner said.
     UserError if what was learned is not finite.
     """
-    if not finite({key: state[key] for key in STATE}):
+    state = {key: x for key, x in state.items() if key != 'trace'}
+    if not finite(state):
         raise UserError(f'what was learned is not finite, and {path} stays as it was; try a smaller --cms_step')
 
     def copy(x):
@@ -386,25 +392,26 @@ def save_memory(path, whose, reader, tokens, state):
         if isinstance(x, (list, dict)):
             return [copy(y) for y in x] if isinstance(x, list) else {key: copy(y) for key, y in x.items()}
         return x.detach().clone() if torch.is_tensor(x) else x
-    state = copy({key: state[key] for key in STATE})
-    save_checkpoint(path, {'owner': whose, 'cms_chunks': reader.config.cms_chunks, 'next': tokens, 'state': state},
-                    MEMORY_FORMAT)
+    about = {key: getattr(reader.config, key) for key in ('cms_chunks', 'cms_share')}
+    save_checkpoint(path, {'owner': whose, **about, 'next': tokens, 'state': copy(state)}, MEMORY_FORMAT)
 
 
-def load_memory(path, whose, chunks='', device='cpu'):
+def load_memory(path, whose, chunks='', share=-1.0, device='cpu'):
     """
-    What save_memory wrote, {'cms_chunks', 'next', 'state', ..}. UserError if it is not that owner's, or was kept on
-    another clock than chunks, where they are given.
+    What save_memory wrote, {'cms_chunks', 'cms_share', 'next', 'state', ..}. UserError if it is not that owner's, or was
+    kept on another clock than chunks or with another share, where they are given.
     """
-    saved = load_checkpoint(path, 'memory file', MEMORY_FORMAT, ('owner', 'cms_chunks', 'next', 'state'), device)
+    saved = load_checkpoint(path, 'memory file', MEMORY_FORMAT, ('owner', 'cms_chunks', 'cms_share', 'next', 'state'), device)
     for what, value in whose.items():
         if saved['owner'].get(what) != value:
             raise UserError(f"{path} belongs to another model: its {what} is {saved['owner'].get(what)}, that of this "
                             f'one is {value}')
-    if {*saved['state']} != {*STATE}:
+    if {*saved['state']} not in (STATE, STATE | READ_OUT):
         raise UserError(f'{path} is damaged: it holds no state that a reader could go on from')
     if not finite(saved['state']):
         raise UserError(f'{path} holds numbers that are not finite; remove it and begin anew')
     if chunks not in ('', saved['cms_chunks']):
         raise UserError(f"{path} was kept with --cms_chunks={saved['cms_chunks']}, not {chunks}")
+    if share >= 0 and share != saved['cms_share']:
+        raise UserError(f"{path} was kept with --cms_share={saved['cms_share']}, not {share}")
     return saved

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from attention import Attention
 from cli import UsageError, UserError, build, check
-from cms import CMS, TOPOLOGIES, parse_clock
+from cms import CHANGE, CMS, TOPOLOGIES, parse_clock
 from kernels import at_least_float32
 from memory import RECURRENT, Recurrent
 from titans import DEEP, DeepMemory
@@ -63,8 +63,9 @@ class Config:
     negative_eigenvalues: bool = False  # steps of up to twice the proximal one: a token can flip what is stored
     # the continuum of MLPs, fastest level first
     cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8
-    cms_chunks: str = ''                # tokens between two moves while reading, as in 64,256,1024,0 (0 = never)
-    cms_topology: str = 'sequential'    # sequential | independent | nested | stacked (a level is a share of the depth)
+    cms_chunks: str = ''                # tokens between two moves while reading: 64,256,1024,0 (0 = never; or change)
+    cms_topology: str = 'sequential'    # sequential | independent | nested | stacked | copies (cms.py)
+    cms_share: float = 0.001            # copies: of the weight of all levels, dealt out anew at every token (0 = one)
     cms_step: float = 1.0               # their inner step size; it is learned if the model trains while it reads
     cms_clip: float = 1.0               # largest norm of a level's mean gradient while reading
     cms_truncate: int = 0               # training while reading: gradients end every so many chunks (0 = never)
@@ -105,6 +106,11 @@ class Config:
         check(len(self.periods) in (1, self.n_level) and len(self.chunks) in (0, self.n_level),
               f'--cms_periods={self.cms_periods} and --cms_chunks={self.cms_chunks} name different numbers of levels')
         check(not self.chunks or self.chunks[0], f'--cms_chunks={self.cms_chunks}: the fastest level must move')
+        copies = self.cms_topology == 'copies'
+        check(copies or CHANGE not in self.chunks, f'--cms_chunks={self.cms_chunks}: change is for --cms_topology=copies')
+        check(0 <= self.cms_share < 1, f'--cms_share must be at least 0 and below 1, not {self.cms_share}')
+        check(not copies or set(self.periods) == {1} and (self.cms_share > 0 or self.n_level == 1),
+              '--cms_topology=copies is for --cms_chunks, and several levels are read out with a --cms_share')
         check(self.n_hidden >= self.n_level, f'--n_hidden={self.n_hidden} is too small for {self.n_level} levels')
         check(self.cms_topology != 'stacked' or self.n_level <= self.n_layer,
               f'--cms_topology=stacked spreads n_layer={self.n_layer} over the levels, and there are {self.n_level}')

@@ -58,6 +58,7 @@ class Sample:
     memory_info: bool = False           # print what is in that file, and end
     cms_chunks: str = ''                # tokens between two moves of each level ('' = as before, or 128,512,...)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
+    cms_share: float = -1.0             # of the weight of all levels, dealt out at every token (below 0 = as before)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
     def __post_init__(self):
@@ -68,6 +69,7 @@ class Sample:
         check(self.top_k >= 0, f'--top_k must be at least 0, not {self.top_k}')
         check(0 < self.top_p <= 1, f'--top_p must be above 0 and at most 1, not {self.top_p}')
         check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
+        check(self.cms_share < 1, f'--cms_share must be below 1, not {self.cms_share}')
 
 
 given = read_args([Sample], sys.argv[1:], positional='prompt')
@@ -76,7 +78,7 @@ if sum(('score' in given, args.interactive, 'prompt' in given)) > 1:
     raise UsageError('give one of a prompt, --interactive and --score')
 if args.memory_info and not args.memory:
     raise UsageError('--memory_info needs --memory=FILE')
-if not args.learn and not args.memory_info and {'memory', 'cms_chunks', 'cms_step'} & set(given):
+if not args.learn and not args.memory_info and {'memory', 'cms_chunks', 'cms_step', 'cms_share'} & set(given):
     raise UsageError('--memory and the --cms options are for --learn')
 if args.memory and args.num_samples > 1:
     raise UsageError('a memory file follows one text: --num_samples must be 1 with --memory')
@@ -92,10 +94,12 @@ hold = contextlib.ExitStack()                           # the memory file is our
 if args.memory and not args.memory_info:
     hold.enter_context(locked(args.memory))
 whose = owner(checkpoint) if args.memory else None
-kept = load_memory(args.memory, whose, args.cms_chunks, device) if os.path.exists(args.memory) else None
+kept = None
+if os.path.exists(args.memory):
+    kept = load_memory(args.memory, whose, args.cms_chunks, args.cms_share, device)
 if args.learn or args.memory_info:                      # any model can: with the clock it had before, or a guess
-    chunks = kept['cms_chunks'] if kept else args.cms_chunks
-    reader = load_learner(checkpoint, device, chunks, args.cms_step).eval()
+    chunks, share = (kept['cms_chunks'], kept['cms_share']) if kept else (args.cms_chunks, args.cms_share)
+    reader = load_learner(checkpoint, device, chunks, args.cms_step, share).eval()
     model = reader.model
 else:
     reader = model = load_model(checkpoint, device).eval()
@@ -195,19 +199,28 @@ def keep(tokens, state):
 
 
 def print_memory(state):
-    """What is in a memory file: how much was read, and how far each level moved, also as a share of where it began."""
+    """
+    What is in a memory file: how much was read, how far each level has moved, also as a share of where it began, and,
+    where levels are read out, how much each is believed now.
+    """
     print_block(memory=args.memory, tokens_read=state['learned'] + state['pending'].shape[1],
                 tokens_learned=state['learned'], bytes=os.path.getsize(args.memory))
+    believed = [f', believed to {100 * w:.1f} %' for w in state['log_w'][0].exp().tolist()] if 'log_w' in state else []
     for level, chunk in enumerate(model.config.chunks):
         squares, start = 0.0, 0.0
         for name, (its, p) in weights_of(model).items():
-            if its == level and chunk:
-                squares = squares + state['delta'][name].double().square().sum()        # of what is large, too
+            if believed or its == level and chunk:
+                delta = state['delta'][name][:, level] if believed else state['delta'][name]
+                squares = squares + delta.double().square().sum()                       # of what is large, too
                 start = start + p.detach().square().sum()
         if chunk:
             moved = squares.sqrt().item()
-            print_block(**{f'level_{level}': f"every {chunk:,} tokens, {state['learned'] // chunk:,} moves, "
-                                             f'change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)'})
+            when = f"every {chunk:,} tokens, {state['learned'] // chunk:,} moves" if chunk > 0 else \
+                f"keeps, saved {state['book']['saved'][0, level].item():,.0f} nats"
+            print_block(**{f'level_{level}': f'{when}, change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)'
+                                             + (believed[level] if believed else '')})
+    if believed:
+        print_block(start=f'as trained{believed[-1]}')
 
 
 # -----------------------------------------------------------------------------
