@@ -20,8 +20,6 @@ Glossary (fixed share: Herbster and Warmuth 1998, "Tracking the Best Expert")
     s               share                       of all weight, dealt out evenly after every token
     B streams, T time, K slow levels; rows R = 1 + K + 1: the fast level, the slow ones, what training learned
 """
-import math
-
 import torch
 import torch.nn.functional as F
 
