@@ -50,7 +50,7 @@ one_line_errors()
 HERE = os.path.dirname(os.path.abspath(__file__))
 LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'hope-1', 'hope-2', 'hope-3')
 STEPS = {'finetune': (1e-4, 3e-4, 1e-3, 2e-3, 4e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
-DOMAINS = 'pip:torch:.h,pip:torch:.yaml,pip:torch:.cmake'
+DOMAINS, CHOOSE_BY = 'pip:torch:.h,pip:torch:.yaml,pip:torch:.cmake', 'pip:numpy:.f90,.f'      # Fortran
 WINDOW = 256                    # tokens of a step of fine-tuning
 BASE = 8                        # times n_bytes of the base text are at hand, 5 % of its corpus, for those who keep some
 
@@ -151,7 +151,7 @@ def language(name, enc, seed):
 def texts(enc, seed):
     """The base text, those that are read one after the other, and the one that step sizes are chosen by."""
     if args.protocol == 'domains':
-        return [domain(name, enc, seed) for name in ('python', *args.domains.split(','))], language('steps', enc, seed)
+        return [domain(name, enc, seed) for name in ('python', *args.domains.split(','))], domain(CHOOSE_BY, enc, seed)
     none = Text('none', torch.empty(0, dtype=torch.long), [])
     return [none] + [language(name, enc, seed) for name in 'AB'], language('steps', enc, seed)
 

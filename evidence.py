@@ -59,7 +59,7 @@ def judge(book, nats, tokens):
     no level recognises it, the text is new, and what the fast level knows is kept in the place of the level that has
     saved least, once it has saved more itself.
     """
-    book = book | {'nats': book['nats'] + nats, 'chunks': book['chunks'] + 1}
+    book = book | {'nats': book['nats'] + nats.to(book['nats'].dtype), 'chunks': book['chunks'] + 1}
     if book['chunks'] < WINDOW or nats.shape[1] == 2:
         return None, book
     (B, R), stream = nats.shape, torch.arange(len(nats), device=nats.device)
