@@ -80,6 +80,7 @@ def judge(book, nats, tokens):
     source[:, 0] = torch.where(back, 1 + place, 0)
     saved[stream, 1 + place] = torch.where(known, saved[stream, 1 + place] + lead.clamp(min=0),
                                            torch.where(keep, saved[:, 0], saved[stream, 1 + place]))
+    saved[:, 0] = saved[:, 0].masked_fill(keep, 0)
     usual = usual.clone()
     old, now = usual[stream, place], start - torch.minimum(fast, slow[stream, place])
     usual[stream, place] = torch.where(known, old + (now - old) / 4, torch.where(keep, start - fast, old))

@@ -34,13 +34,13 @@ WEIGHT_OF_MEANING = 0.9         # of a row's loss; the rest is the words, which 
 class Language:
     """One language: .line(rng) -> a sentence with its meanings; .words {English: its own}."""
     def __init__(self, seed, share=1.0):
-        """share: of the words of each kind that are used, at least two."""
+        """share: of the words of each kind that are used, at least one."""
         rng = random.Random(f'language {seed}')
         stems = [''.join(pair) for pair in itertools.product(SYLLABLES, SYLLABLES)]
         self.words = dict(zip(NOUNS + VERBS + ADJECTIVES, rng.sample(stems, 36)))
         self.order, self.adjective_first = rng.sample('SVO', 3), rng.random() < 0.5
         self.affixes, self.prefix = rng.sample(SYLLABLES, 2), rng.random() < 0.5        # of the plural, of the past
-        self.used = [rng.sample(kind, max(2, round(share * len(kind)))) for kind in (NOUNS, VERBS, ADJECTIVES)]
+        self.used = [rng.sample(kind, max(1, round(share * len(kind)))) for kind in (NOUNS, VERBS, ADJECTIVES)]
 
     def pair(self, word, ending, affix=None):
         """A word of the language and what it means."""
