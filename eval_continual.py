@@ -342,7 +342,7 @@ def choose(kind, checkpoint, enc, base, text, chosen):
             now = [main_score(score(x, *learner.to_score(), enc)) for x in (text, base)]
             rows.append([step, now[0] - before[0], before[1] - now[1]])
         return rows
-    return kept_result({'steps of': kind, 'with': steps}, measure)
+    return kept_result({'steps of': kind, 'with': steps, 'by': text.name}, measure)
 
 
 def run(name, seed, checkpoint, enc, todo, chosen):
