@@ -9,17 +9,13 @@ Does a model learn one thing after another without losing what it knew?
 domains     a model of Python source reads C++, YAML and CMake, none of which it has seen; bits per byte
 languages   a model that can gloss a language by its first lines reads lines of A, then of B; % of meanings right
 
-nothing     the model as it is                          joint       fine-tuned on all of it at once: the ceiling
-icl         its state goes on, its weights stay         clock       its MLPs learn as it reads: one level (cms.py)
-finetune    AdamW, all weights                          hope-N      ... and N slow levels that keep, read out by
-ewc         ... held by the Fisher information                      evidence, with an empty recurrent state
-replay-P    ... beside P % of all that was read before, the base model's corpus among it
+Those who learn stand in learners.py; hope-N is --learn of sample.py with N slow levels (evidence.py). All read the same
+tokens once. finetune and clock have the best of five step sizes by what they gain on a text that is not scored; replay
+and joint have finetune's, hope has clock's, ewc the best of five strengths by gain less loss.
 
-All read the same tokens once. finetune and clock have the best of five step sizes by what they gain on a text that is not
-scored, replay and joint finetune's, hope clock's, ewc the best of five strengths by gain less loss. R[i, j] is the score on j after reading i, 0 the base text; gained R[j, j] - b_j; lost, of
-the base; kept, the share of what j alone gains that is left in the end. What is scored is never read. The base models
-are trained once, into OUT_DIR; each result is kept there, and an interrupted evaluation goes on. OUT_DIR/PROTOCOL.json
-has everything.
+R[i, j] is the score on j after reading i, 0 the base text; gained R[j, j] - b_j, b_j before any; lost, of the base in
+the end; kept, the share of what j alone gains that is left in the end. What is scored is never read. Base models are
+trained once, into OUT_DIR, where each result is kept: what was interrupted goes on. OUT_DIR/PROTOCOL.json has it all.
 
 Does NOT include: task labels or boundaries for hope and clock (finetune, ewc and replay are told them).
 """
@@ -35,23 +31,18 @@ import time
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 
 from cli import (UserError, atomic_write, build, check, clear, git_commit, one_line_errors, read_args, read_file,
-                 show_status, words)
-from cms import Learner, empty_state
+                 words)
 from corpora import load_documents
 from languages import Language, chrf, tokens_of
-from machine import describe, load_checkpoint, load_learner, load_model, load_tokenizer
-from model import state_bytes
+from learners import LEARNERS, STEPS, make, read, steps_for
+from machine import describe, load_checkpoint, load_tokenizer
 from tokenizer import encode
 
 one_line_errors()
 HERE = os.path.dirname(os.path.abspath(__file__))
-LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'hope-1', 'hope-2', 'hope-3')
-STEPS = {'finetune': (1e-4, 3e-4, 1e-3, 2e-3, 4e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
 DOMAINS, CHOOSE_BY = 'pip:torch:.h,pip:torch:.yaml,pip:torch:.cmake', 'pip:numpy:.f90,.f'      # Fortran
-WINDOW = 256                    # tokens of a step of fine-tuning
 BASE = 8                        # times n_bytes of the base text are at hand, 5 % of its corpus, for those who keep some
 
 
@@ -95,15 +86,18 @@ class Text:
     scored: list
 
 
-def train(folder, *options):
+TINY = dict(n_embd=32, n_layer=1, max_steps=30, batch_size=2, block_size=128, eval_every=30, compile=False)
+
+
+def train(folder, **options):
     """A base model in OUT_DIR/folder, trained by train.py unless it is there -> the path of its checkpoint."""
     out = os.path.join(args.out_dir, folder)
     path = os.path.join(out, 'ckpt.pt')
     if not os.path.exists(path):
-        tiny = ['--n_embd=32', '--n_layer=1', '--max_steps=30', '--batch_size=2', '--block_size=128', '--compile=false']
-        command = ['train.py', *options, '--sample_tokens=0', f'--out_dir={out}', *(tiny if args.quick else [])]
-        print(f"python {' '.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, os.path.join(HERE, command[0]), *command[1:]],
+        options = options | {'sample_tokens': 0, 'out_dir': out} | (TINY if args.quick else {})
+        words = ['train.py', *(f'--{name}={value}' for name, value in options.items())]
+        print(f"python {' '.join(words)}", flush=True)
+        done = subprocess.run([sys.executable, os.path.join(HERE, words[0]), *words[1:]],
                               stdout=None if sys.stdout.isatty() else subprocess.DEVNULL)
         if done.returncode:
             raise UserError(f'the base model could not be trained into {out}')
@@ -114,12 +108,12 @@ def base_model(seed):
     """The checkpoint that the learners of a seed begin with, and its tokenizer."""
     folder = f"{args.protocol}-{seed}{'-quick' * args.quick}"
     if args.protocol == 'domains':
-        path = train(folder, f'--seed={seed}')
+        path = train(folder, seed=seed)
     else:               # that there is something to recall is found in short rows
-        short = train(f'{folder}-short', '--data=languages', '--block_size=128', '--batch_size=32', '--max_steps=800',
-                      '--eval_every=800', '--start_lr=0.1', f'--seed={seed}')
-        path = train(folder, '--data=languages', f'--init_from={short}', '--block_size=512', '--batch_size=8',
-                     '--max_steps=500', '--eval_every=500', '--start_lr=0.1', '--learning_rate=2e-3', f'--seed={seed}')
+        options = dict(data='languages', start_lr=0.1, seed=seed)
+        short = train(f'{folder}-short', **options, block_size=128, batch_size=32, max_steps=800, eval_every=800)
+        path = train(folder, **options, init_from=short, block_size=512, batch_size=8, max_steps=500, eval_every=500,
+                     learning_rate=2e-3)
     checkpoint = load_checkpoint(path)
     return checkpoint, load_tokenizer(checkpoint, path)
 
@@ -160,20 +154,6 @@ def texts(enc, seed):
 # scores
 
 
-@torch.no_grad()
-def read(reader, tokens, state=None, what=None):
-    """A text through a reader, from a state -> losses of its tokens but the first, what it said for them, its state."""
-    losses, said = [], []
-    for i in range(0, len(tokens) - 1, 512):
-        idx, targets = tokens[i:i + 512], tokens[i + 1:i + 513]
-        logits, _, state = reader(idx[:len(targets)][None], None, state)
-        losses.append(F.cross_entropy(logits[0], targets, reduction='none'))
-        said.append(logits[0].argmax(-1))
-        if what:
-            show_status(f'{what} {i + len(targets):,} of {len(tokens):,} tokens')
-    return torch.cat(losses), torch.cat(said), state
-
-
 def score(text, reader, state, enc):
     """
     domains: bits per byte of what is scored; languages: % of the meanings right, each with the right ones before it,
@@ -192,119 +172,6 @@ def score(text, reader, state, enc):
     if not text.scored:
         return {'right': 0.0, 'chrf': 0.0}
     return {'right': 100 * sum(right) / max(1, len(right)), 'chrf': 100 * sum(said_all) / max(1, len(said_all))}
-
-
-# -----------------------------------------------------------------------------
-# learners: each reads texts in turn, and is a reader and the state that scoring begins with
-
-
-class Stream:
-    """nothing, icl, clock, hope-N: one stream that goes on, of a reader that may learn from it."""
-    def __init__(self, name, checkpoint, step):
-        self.name, self.state = name, None
-        chunks = {'clock': '128', 'hope': '128' + ',change' * int(name[-1])} if name[0] == 'h' else {'clock': '128'}
-        learns = name.partition('-')[0] in chunks
-        if learns:
-            share = 0.0 if name == 'clock' else -1.0
-            self.reader = load_learner(checkpoint, chunks=chunks[name.partition('-')[0]], step=step, share=share).eval()
-            self.scorer = Learner(self.reader.model, moves=False).eval()
-        else:
-            self.reader = self.scorer = load_model(checkpoint).eval()
-
-    def learn(self, text):
-        if self.name != 'nothing':
-            self.state = read(self.reader, text.tokens, self.state, f'{self.name} reads {text.name}:')[2]
-
-    def to_score(self):
-        """icl remembers in its state alone; what a learner knows is in its levels: its state is emptied."""
-        if self.name in ('nothing', 'icl') or self.state is None:
-            return self.scorer, self.state
-        kept = {name: self.state[name] for name in ('delta', 'book') if name in self.state}
-        return self.scorer, empty_state(self.reader.model, 1) | kept
-
-    def bytes(self):
-        return state_bytes({name: x for name, x in (self.state or {}).items() if name != 'trace'}
-                           if isinstance(self.state, dict) else self.state)
-
-
-class FineTuned:
-    """finetune, ewc, replay-P, joint: AdamW on windows of the text, in order, with a rate that falls with each text."""
-    def __init__(self, name, checkpoint, step, base, strength=0.0):
-        self.name, self.step, self.strength, self.model = name, step, strength, load_model(checkpoint)
-        self.share = int(name[7:]) / 100 if name.startswith('replay') else 0.0
-        self.kept, self.fisher, self.anchor = [], None, None
-        if self.strength:
-            self.add_fisher(base)
-        self.remember(base, self.share / 0.05)
-
-    def windows(self, tokens):
-        n = max(1, (len(tokens) - 1) // WINDOW)
-        return [tokens[i * WINDOW:(i + 1) * WINDOW + 1] for i in range(n)] if len(tokens) > 1 else []
-
-    def loss(self, window):
-        return self.model(window[None, :-1], window[None, 1:])[1]
-
-    def learn(self, text, together=()):
-        """together: windows of other texts that are read at the same time, for joint."""
-        torch.manual_seed(0)
-        params = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(params, lr=self.step, betas=(0.9, 0.95), weight_decay=0.0)
-        windows = self.windows(text.tokens) + [*together]
-        if together:
-            random.Random(0).shuffle(windows)
-        for i, window in enumerate(windows):
-            lr = self.step * min(1, (i + 1) / 10) * max(0.05, 1 - i / len(windows))
-            for group in optimizer.param_groups:
-                group['lr'] = lr
-            loss = self.loss(window)
-            if self.share and self.kept:
-                loss = (loss + self.loss(random.Random(i).choice(self.kept))) / 2
-            if self.strength:
-                loss = loss + self.strength / 2 * sum(
-                    (f * (p - a).square()).sum() for f, p, a in zip(self.fisher, params, self.anchor))
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(params, 1.0)
-            optimizer.step()
-            show_status(f'{self.name} reads {text.name}: {i + 1} of {len(windows)} steps')
-        if self.strength:
-            self.add_fisher(text)
-        self.remember(text, self.share)
-
-    def remember(self, text, share):
-        """replay: a share of a text's windows, one at least."""
-        windows = self.windows(text.tokens)
-        self.kept += random.Random(0).sample(windows, math.ceil(share * len(windows)))
-
-    def add_fisher(self, text):
-        """Online EWC: squared gradients of a text's loss, added up, around where the weights are now."""
-        params, windows = [p for p in self.model.parameters() if p.requires_grad], self.windows(text.tokens)
-        fisher = [torch.zeros_like(p) for p in params]
-        for window in windows[:64]:
-            for f, g in zip(fisher, torch.autograd.grad(self.loss(window), params, allow_unused=True)):
-                f += 0 if g is None else WINDOW * g.square() / len(windows[:64])
-        self.fisher = fisher if self.fisher is None else [old + f for old, f in zip(self.fisher, fisher)]
-        self.anchor = [p.detach().clone() for p in params]
-
-    def to_score(self):
-        return self.model.eval(), None
-
-    def bytes(self):
-        """Beyond the weights themselves, which are the model's."""
-        return state_bytes([*(self.fisher or []), *(self.anchor or [])]) + 2 * sum(map(len, self.kept))
-
-
-def steps_for(name, chosen):
-    """Of the steps that were chosen, {'finetune', 'ewc', 'clock'}, those that a learner uses."""
-    uses = {'clock': ['clock'], 'hope': ['clock'], 'ewc': ['finetune', 'ewc'], 'nothing': [], 'icl': []}
-    return {kind: chosen[kind] for kind in uses.get(name.partition('-')[0], ['finetune']) if kind in chosen}
-
-
-def make(name, checkpoint, steps, base):
-    """A learner with the steps that it uses."""
-    if name.partition('-')[0] in ('nothing', 'icl', 'clock', 'hope'):
-        return Stream(name, checkpoint, steps.get('clock', 0.0))
-    return FineTuned(name, checkpoint, steps['finetune'], base, steps.get('ewc', 0.0))
 
 
 # -----------------------------------------------------------------------------

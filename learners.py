@@ -1,0 +1,156 @@
+"""
+Learners: what reads one text after another, in as many ways as people have tried (eval_continual.py compares them).
+
+    learner = make('hope-3', checkpoint, {'clock': 1.0}, base)      base: its corpus, for those who keep some of it
+    learner.learn(text)                                             text.tokens (1-D), text.name
+    reader, state = learner.to_score()                              what it has become, to be read with
+
+    nothing     the model as it is                          joint       fine-tuned on all of it at once: the ceiling
+    icl         its state goes on, its weights stay         clock       its MLPs learn as it reads: one level (cms.py)
+    finetune    AdamW, all weights                          hope-N      ... and N slow levels that keep, read out by
+    ewc         ... held by the Fisher information                      evidence (evidence.py), with an empty state
+    replay-P    ... beside P % of all that was read before, the base model's corpus among it
+
+Does NOT include: learners that are told which text they are asked about.
+"""
+import math
+import random
+
+import torch
+import torch.nn.functional as F
+
+from cli import show_status
+from cms import Learner, empty_state
+from machine import load_learner, load_model
+from model import state_bytes
+
+LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'hope-1', 'hope-2', 'hope-3')
+STEPS = {'finetune': (1e-4, 3e-4, 1e-3, 2e-3, 4e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
+WINDOW = 256                    # tokens of a step of fine-tuning
+
+
+def steps_for(name, chosen):
+    """Of the steps that were chosen, {'finetune', 'ewc', 'clock'}, those that a learner uses."""
+    uses = {'clock': ['clock'], 'hope': ['clock'], 'ewc': ['finetune', 'ewc'], 'nothing': [], 'icl': []}
+    return {kind: chosen[kind] for kind in uses.get(name.partition('-')[0], ['finetune']) if kind in chosen}
+
+
+def make(name, checkpoint, steps, base):
+    """A learner with the steps that it uses."""
+    if name.partition('-')[0] in ('nothing', 'icl', 'clock', 'hope'):
+        return Stream(name, checkpoint, steps.get('clock', 0.0))
+    return FineTuned(name, checkpoint, steps['finetune'], base, steps.get('ewc', 0.0))
+
+
+@torch.no_grad()
+def read(reader, tokens, state=None, what=None):
+    """
+    tokens (T,) through a reader, from a state -> losses of all but the first, (T - 1,), the tokens that it thought most
+    likely in their places, and its state. what: said on a terminal meanwhile.
+    """
+    losses, said = [], []
+    for i in range(0, len(tokens) - 1, 512):
+        idx, targets = tokens[i:i + 512], tokens[i + 1:i + 513]
+        logits, _, state = reader(idx[:len(targets)][None], None, state)
+        losses.append(F.cross_entropy(logits[0], targets, reduction='none'))
+        said.append(logits[0].argmax(-1))
+        if what:
+            show_status(f'{what} {i + len(targets):,} of {len(tokens):,} tokens')
+    return torch.cat(losses), torch.cat(said), state
+
+
+class Stream:
+    """nothing, icl, clock, hope-N: one stream that goes on, of a reader that may learn from it."""
+    def __init__(self, name, checkpoint, step):
+        self.name, self.state = name, None
+        kind, _, levels = name.partition('-')
+        if kind in ('clock', 'hope'):
+            chunks, share = ','.join(['128'] + ['change'] * int(levels or 0)), 0.0 if kind == 'clock' else -1.0
+            self.reader = load_learner(checkpoint, chunks=chunks, step=step, share=share).eval()
+            self.scorer = Learner(self.reader.model, moves=False).eval()
+        else:
+            self.reader = self.scorer = load_model(checkpoint).eval()
+
+    def learn(self, text):
+        if self.name != 'nothing':
+            self.state = read(self.reader, text.tokens, self.state, f'{self.name} reads {text.name}:')[2]
+
+    def to_score(self):
+        """icl remembers in its state alone; what a learner knows is in its levels: its state is emptied."""
+        if self.name in ('nothing', 'icl') or self.state is None:
+            return self.scorer, self.state
+        kept = {name: self.state[name] for name in ('delta', 'book') if name in self.state}
+        return self.scorer, empty_state(self.reader.model, 1) | kept
+
+    def bytes(self):
+        """Of all that it remembers."""
+        state = self.state or {}
+        return state_bytes({name: x for name, x in state.items() if name != 'trace'} if type(state) is dict else state)
+
+
+class FineTuned:
+    """finetune, ewc, replay-P, joint: AdamW on windows of the text, in order, with a rate that falls with each text."""
+    def __init__(self, name, checkpoint, step, base, strength=0.0):
+        self.name, self.step, self.strength, self.model = name, step, strength, load_model(checkpoint)
+        self.share = int(name[7:]) / 100 if name.startswith('replay') else 0.0
+        self.kept, self.fisher, self.anchor = [], None, None
+        if self.strength:
+            self.add_fisher(base)
+        self.remember(base, self.share / 0.05)
+
+    def windows(self, tokens):
+        """Pieces of WINDOW tokens and the one after; the rest is not read."""
+        n = max(1, (len(tokens) - 1) // WINDOW)
+        return [tokens[i * WINDOW:(i + 1) * WINDOW + 1] for i in range(n)] if len(tokens) > 1 else []
+
+    def loss(self, window):
+        return self.model(window[None, :-1], window[None, 1:])[1]
+
+    def learn(self, text, together=()):
+        """together: windows of other texts that are read at the same time, for joint."""
+        torch.manual_seed(0)
+        params = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(params, lr=self.step, betas=(0.9, 0.95), weight_decay=0.0)
+        windows = self.windows(text.tokens) + [*together]
+        if together:
+            random.Random(0).shuffle(windows)
+        for i, window in enumerate(windows):
+            lr = self.step * min(1, (i + 1) / 10) * max(0.05, 1 - i / len(windows))
+            for group in optimizer.param_groups:
+                group['lr'] = lr
+            loss = self.loss(window)
+            if self.share and self.kept:
+                loss = (loss + self.loss(random.Random(i).choice(self.kept))) / 2
+            if self.strength:
+                loss = loss + self.strength / 2 * sum(
+                    (f * (p - a).square()).sum() for f, p, a in zip(self.fisher, params, self.anchor))
+            optimizer.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(params, 1.0)
+            optimizer.step()
+            show_status(f'{self.name} reads {text.name}: {i + 1} of {len(windows)} steps')
+        if self.strength:
+            self.add_fisher(text)
+        self.remember(text, self.share)
+
+    def remember(self, text, share):
+        """replay: a share of a text's windows, one at least."""
+        windows = self.windows(text.tokens)
+        self.kept += random.Random(0).sample(windows, math.ceil(share * len(windows)))
+
+    def add_fisher(self, text):
+        """Online EWC: squared gradients of a text's loss, added up, around where the weights are now."""
+        params, windows = [p for p in self.model.parameters() if p.requires_grad], self.windows(text.tokens)
+        fisher = [torch.zeros_like(p) for p in params]
+        for window in windows[:64]:
+            for f, g in zip(fisher, torch.autograd.grad(self.loss(window), params, allow_unused=True)):
+                f += 0 if g is None else WINDOW * g.square() / len(windows[:64])
+        self.fisher = fisher if self.fisher is None else [old + f for old, f in zip(self.fisher, fisher)]
+        self.anchor = [p.detach().clone() for p in params]
+
+    def to_score(self):
+        return self.model.eval(), None
+
+    def bytes(self):
+        """Beyond the weights themselves, which are the model's."""
+        return state_bytes([*(self.fisher or []), *(self.anchor or [])]) + 2 * sum(map(len, self.kept))

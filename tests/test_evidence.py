@@ -1,0 +1,232 @@
+"""Levels that keep: the mixture's weights, who keeps what, and the reader that is made of them (evidence.py, cms.py)."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import assert_near
+from test_cms import ids, in_parts, tiny
+
+import evidence
+from cms import Learner, learn, weights_of
+from evidence import empty_book, judge, weigh
+from machine import save_checkpoint
+from model import state_bytes
+
+
+def copies(chunks='4,8', **kwargs):
+    return tiny(chunks, **dict(mixer='hope', memory_chunk=2, cms_topology='copies', cms_share=0.01) | kwargs).eval()
+
+
+# -----------------------------------------------------------------------------
+# the weights
+
+
+def test_weights_are_bayes_with_a_fixed_share():
+    """Against the definition, a token at a time, in float64."""
+    log_p, log_w, s = torch.randn(2, 3, 20, dtype=torch.float64), torch.randn(2, 3, dtype=torch.float64), 0.05
+    log_w = log_w.log_softmax(1)
+    got, w = weigh(log_w, log_p, s), log_w.exp()
+    for t in range(20):
+        w = w * log_p[:, :, t].exp()
+        w = (1 - s) * w / w.sum(1, keepdim=True) + s / 3
+        assert_near(f'weights after {t}', got[:, :, t].exp(), w, 1e-12)
+    exact = (log_w + log_p.sum(2)).log_softmax(1)
+    assert_near('no share: Bayes', weigh(log_w, log_p, 0.0)[..., -1], exact, 1e-9)
+
+
+@pytest.mark.parametrize('R, changes, share', [(2, 0, 0.001), (4, 3, 0.001), (5, 9, 0.02)])
+def test_the_regret_bound(R, changes, share):
+    """On random losses no sequence of levels with so many changes is better than the mixture by more than the bound."""
+    T = 400
+    log_p = 3 * torch.randn(1, R, T, generator=torch.Generator().manual_seed(R), dtype=torch.float64) - 3
+    before = torch.zeros(1, R, dtype=torch.float64).log_softmax(1)
+    log_w = torch.cat([before[..., None], weigh(before, log_p, share)[..., :-1]], dim=2)
+    mixture = -(log_w + log_p).logsumexp(1).sum().item()
+    best = torch.full((changes + 1, R), math.inf, dtype=torch.float64)      # the least loss by changes so far, and level
+    best[0] = -log_p[0, :, 0]
+    for t in range(1, T):
+        jump = torch.cat([torch.full((1, 1), math.inf, dtype=torch.float64), best.amin(1, keepdim=True)[:-1]])
+        best = torch.minimum(best, jump) - log_p[0, :, t]
+    bound = math.log(R) - changes * math.log(share / R) - (T - 1 - changes) * math.log(1 - share + share / R)
+    assert mixture <= best[changes].min().item() + bound
+
+
+# -----------------------------------------------------------------------------
+# who keeps what
+
+
+def told(book, *rows, window=evidence.WINDOW):
+    """What judge says after a window of chunks with these losses, one row per stream: fast, slow ones, start."""
+    for _ in range(window):
+        source, book = judge(book, torch.tensor(rows), 100)
+    return None if source is None else source.tolist(), book
+
+
+def test_nobody_moves_within_a_window():
+    book = empty_book(1, 2)
+    for _ in range(evidence.WINDOW - 1):
+        source, book = judge(book, torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 100)
+        assert source is None
+    assert judge(book, torch.tensor([[1.0, 3.0, 3.0, 3.0]]), 100)[0].tolist() == [[0, 0, 2, 3]]
+    assert told(empty_book(1, 0), [1.0, 3.0])[0] is None, 'without slow levels there is nothing to say'
+
+
+def test_a_text_is_kept_recognised_and_gone_back_to():
+    source, book = told(empty_book(1, 2), [1.0, 3.0, 3.0, 3.0])         # a text that the fast level has learned
+    assert source == [[0, 0, 2, 3]], 'is kept in the first level that has saved nothing'
+    source, book = told(book, [0.8, 1.0, 3.0, 3.0])
+    assert source == [[0, 0, 2, 3]], 'the level that recognises it follows'
+    source, book = told(book, [1.0, 2.9, 3.0, 3.0])                     # another text, which the slow level does not know
+    assert source == [[0, 1, 0, 3]], 'is kept apart'
+    source, book = told(book, [2.0, 1.0, 2.9, 3.0])                     # the first again: the fast level has lost it
+    assert source == [[1, 1, 2, 3]], 'the fast level becomes the one that recognises it'
+    source, book = told(book, [3.2, 3.3, 3.2, 2.0])                     # what training knows best
+    assert source == [[0, 1, 2, 3]], 'nothing is kept that saves nothing'
+    source, book = told(book, [0.1, 3.0, 3.0, 9.0])
+    assert source[0][1:3] in ([0, 2], [1, 0]) and book['saved'].min() >= 0
+
+
+def test_what_saved_least_gives_way():
+    _, book = told(empty_book(1, 2), [1.0, 3.0, 3.0, 3.0])              # saves 2 nats a token
+    _, book = told(book, [2.0, 3.0, 3.0, 3.0])                          # 1
+    source, book = told(book, [2.5, 3.0, 3.0, 3.0])                     # a third text, which saves half a nat
+    assert source == [[0, 1, 2, 3]], 'saves less than both, yet'
+    source, book = told(book, [2.3, 3.0, 3.0, 3.0])
+    assert source == [[0, 1, 0, 3]], 'and now more than the second'
+
+
+def test_streams_are_judged_apart():
+    a, b = [1.0, 3.0, 3.0, 3.0], [3.2, 3.0, 3.0, 2.5]
+    source, book = told(empty_book(2, 2), a, b)
+    for i, row in enumerate((a, b)):
+        alone, own = told(empty_book(1, 2), row)
+        assert source[i] == alone[0] and torch.equal(book['saved'][i], own['saved'][0])
+
+
+# -----------------------------------------------------------------------------
+# the reader
+
+
+@torch.no_grad()
+def test_one_level_without_share_is_the_plain_learner_bit_for_bit():
+    plain, one = (tiny('4', cms_topology=topology, cms_share=share, mixer='hope', memory_chunk=2).float().eval()
+                  for topology, share in (('sequential', 0.001), ('copies', 0.0)))
+    idx = ids(2, 31)
+    (want, state), (got, other) = learn(plain, idx), learn(one, idx)
+    assert torch.equal(got, want)
+    assert state['delta'].keys() == other['delta'].keys()
+    assert all(torch.equal(state['delta'][name], x) for name, x in other['delta'].items())
+
+
+@torch.no_grad()
+def test_probabilities_sum_to_one():
+    for chunks in ('4', '4,8', '4,change'):
+        logits, _ = in_parts(copies(chunks), ids(2, 30), 7)
+        assert_near(chunks, logits.exp().sum(-1), torch.ones(2, 30, dtype=torch.float64), 1e-10)
+
+
+@torch.no_grad()
+def test_copies_equal_the_loop():
+    """The fastest level is the plain learner; one with a clock is what that was; the start is the model; then Bayes."""
+    model, idx, s = copies('4,8', cms_share=0.03), ids(1, 31), 0.03
+    got, state = learn(model, idx)
+    plain = tiny('4', mixer='hope', memory_chunk=2).eval()
+    fast, static = learn(plain, idx)[0], model(idx)[0]
+    slow, recurrent, weights = [], None, {name: p.detach()[None] for name, (_, p) in weights_of(plain).items()}
+    for t in range(0, 31, 8):                           # from tick to tick: the weights and the state of the fast level
+        if t:
+            at = learn(plain, idx[:, :t + 1])[1]        # it moves as the token after the chunk is read
+            weights = {name: p + at['delta'][name] for name, (_, p) in weights_of(plain).items()}
+            recurrent = at['anchor']
+        y, _, _ = model(idx[:, t:t + 8], state=recurrent, fast=weights)
+        slow.append(y)
+    rows = torch.stack([fast, torch.cat(slow, dim=1), static], dim=1).log_softmax(-1)           # (1, R, T, V)
+    w = torch.full((3,), 1 / 3, dtype=torch.float64)
+    for t in range(31):
+        if t:                                           # what each said of this token; at a tick one becomes another
+            mine = [0, 0, 2] if t % 8 == 0 else [0, 1, 2]
+            w = w[mine] * rows[0, mine, t - 1, idx[0, t]].exp()
+            w = w / w.sum()
+        w = (1 - s) * w + s / 3
+        assert_near(f'token {t}', got[0, t].exp(), (w[:, None] * rows[0, :, t].exp()).sum(0), 1e-7)
+    assert_near('weights', state['log_w'][0].exp(), w, 1e-8)
+
+
+@pytest.mark.parametrize('chunks', ['4', '4,change,change', '4,8,16'])
+def test_any_split_and_any_batch(chunks, monkeypatch):
+    monkeypatch.setattr(evidence, 'WINDOW', 2)
+    monkeypatch.setattr(evidence, 'LEAST', 0.0)
+    model, idx = copies(chunks, cms_step=1.0), torch.cat([ids(3, 24) % 3, 9 + ids(3, 24) % 4], dim=1)
+    logits, state = in_parts(model, idx, 48)
+    if 'change' in chunks:
+        kept = state['delta']['1.0.up'][:, 1:].abs().sum((2, 3))
+        assert (kept > 0).any(), 'a slow level has moved'
+    for sizes in ([3, 1, 4, 8, 14, 18], 1):
+        parts, other = in_parts(model, idx, sizes)
+        assert_near('logits', parts, logits, 1e-9)
+        for name, moved in state['delta'].items():
+            assert_near(name, other['delta'][name], moved, 1e-8)
+    for b in range(3):
+        alone, _ = in_parts(model, idx[b:b + 1], 48)
+        assert_near('one stream alone', alone, logits[b:b + 1], 1e-9)
+
+
+def test_no_level_sees_what_it_predicts(monkeypatch):
+    monkeypatch.setattr(evidence, 'WINDOW', 2)
+    model, idx = copies('4,change'), ids(1, 22)
+    before, _ = in_parts(model, idx, 22)
+    for t in range(1, 22):
+        changed = idx.clone()
+        changed[0, t] = (changed[0, t] + 1) % 17
+        after, _ = in_parts(model, changed, 22)
+        assert torch.equal(after[:, :t], before[:, :t]), f'token {t} is seen before it is read'
+        assert not torch.equal(after[:, t:], before[:, t:])
+
+
+@torch.no_grad()
+def test_reading_without_learning():
+    """moves=False: the levels stay, the evidence goes on; in one piece, or in two."""
+    model, idx = copies('4,change'), ids(1, 40)
+    state = learn(model, idx[:, :20])[1]
+    reader = Learner(model, moves=False)
+    logits, loss, after = reader(idx[:, 20:], idx[:, 20:], state)
+    assert all(torch.equal(x, after['delta'][name]) for name, x in state['delta'].items())
+    assert not torch.equal(state['log_w'], after['log_w'])
+    assert_near('loss', loss, F.cross_entropy(logits[0], idx[0, 20:]), 1e-12)
+    first = reader(idx[:, 20:27], None, state)
+    assert_near('in two', torch.cat([first[0], reader(idx[:, 27:], None, first[2])[0]], dim=1), logits, 1e-10)
+
+
+@torch.no_grad()
+def test_the_state_does_not_grow_and_training_is_refused():
+    model = copies('4,change')
+    sizes = [state_bytes(in_parts(model, ids(1, n), n)[1]) for n in (20, 200)]
+    assert sizes[0] == sizes[1]
+    with torch.enable_grad(), pytest.raises(AssertionError, match='copies are for reading'):
+        learn(model.train(), ids(1, 20))
+
+
+def test_kept_text_stays_readable(monkeypatch):
+    """Two sources in turn: after the second, the first is read as well as before it, by levels that keep alone."""
+    monkeypatch.setattr(evidence, 'WINDOW', 4)
+    torch.manual_seed(1)
+    a, b = (torch.randint(17, (1, 4)).repeat(1, 200) for _ in range(2))     # four tokens, over and over
+    lost = {}
+    with torch.no_grad():
+        for chunks, share in (('4', 0.0), ('4,change,change', 0.01)):
+            model = copies(chunks, cms_share=share, mixer='gated_deltanet', cms_step=1.0)
+            state, reader = learn(model, a)[1], Learner(model, moves=False)
+            before = reader(a[:, :400], a[:, 1:401], state)[1]
+            state = learn(model, b, state)[1]
+            lost[chunks] = (reader(a[:, :400], a[:, 1:401], state)[1] - before).item()
+    assert lost['4,change,change'] < 0.3 * lost['4'], lost
+
+
+def test_an_old_memory_file_is_refused(tmp_path):
+    from cli import UserError
+    from machine import load_memory
+    save_checkpoint(tmp_path / 'me.pt', {'owner': {}, 'cms_chunks': '128', 'next': [], 'state': {}},
+                    'nested-learning-memory-2')
+    with pytest.raises(UserError, match='not a memory file of this project'):
+        load_memory(str(tmp_path / 'me.pt'), {})
