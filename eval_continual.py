@@ -34,7 +34,7 @@ import torch
 
 from cli import (UserError, atomic_write, build, check, clear, git_commit, one_line_errors, read_args, read_file,
                  words)
-from corpora import load_documents
+from corpora import SAYS_GENERATED, load_documents
 from languages import Language, chrf, tokens_of
 from learners import LEARNERS, STEPS, make, read, steps_for
 from machine import describe, load_checkpoint, load_tokenizer
@@ -119,9 +119,14 @@ def base_model(seed):
 
 
 def domain(name, enc, seed):
-    """n_bytes of a corpus to read, and a fifth as many of its held-out documents."""
+    """n_bytes of a corpus to read, and a fifth as many of its held-out documents. a+b: pieces of 500 bytes in turn."""
+    if '+' in name:
+        parts = [domain(part, enc, seed) for part in name.split('+')]
+        pieces = [part.tokens.split(len(part.tokens) * 500 // args.n_bytes) for part in parts]
+        mixed = torch.cat([piece for turn in zip(*pieces) for piece in turn])
+        return Text(name, mixed, [scored for part in parts for scored in part.scored])
     data, _, suffix = name.rpartition(':') if name.count(':') > 1 else (name, '', '')
-    documents = list(zip(*load_documents(data, suffix)))
+    documents = [pair for pair in zip(*load_documents(data, suffix)) if not SAYS_GENERATED.search(pair[0][1][:1000])]
     random.Random(seed).shuffle(documents)              # at most 20 kB of each, so that no large one is all there is
 
     def piece(side, n):
@@ -162,7 +167,7 @@ def score(text, reader, state, enc):
     nats, right, said_all = 0.0, [], []
     for tokens, counts, n_bytes in text.scored:
         losses, said, _ = read(reader, tokens, state)
-        nats += losses.sum().item() / math.log(2) / n_bytes if n_bytes else 0.0
+        nats += losses.sum().item() / math.log(2) / n_bytes / len(text.scored) if n_bytes else 0.0
         counts, meant = counts[1:], tokens[1:]
         if not n_bytes:
             right += (said == meant)[counts].tolist()
@@ -234,17 +239,23 @@ def run(name, seed, checkpoint, enc, todo, chosen):
             alone.append(score(text, *other.to_score(), enc))
         return {'R': R, 'alone': alone, 'seconds': seconds, 'state_bytes': learner.bytes(), 'passes': 1}
     found = kept_result({'run': name, 'seed': seed, 'steps': steps}, measure)
-    first = int(bool(base.scored))                      # the place of the first task among what is scored
     values, alone = [[main_score(x) for x in row] for row in found['R']], [main_score(x) for x in found['alone']]
-    n, before, last = len(tasks), values[0], values[-1]
-    if name == 'joint':                                 # there is no before and after
-        gained = [last[j + first] - before[j + first] for j in range(n)]
-        return found | {'gained': gained, 'kept': [1.0] * n, 'lost': before[0] - last[0] if first else 0.0}
-    gains = [alone[j] - before[j + first] for j in range(n)]
-    return found | {'gained': [values[j + 1][j + first] - before[j + first] for j in range(n)],
-                    'kept': [(last[j + first] - before[j + first]) / gain if gain > 0 else 0.0
-                             for j, gain in enumerate(gains)],
-                    'lost': before[0] - last[0] if first else 0.0}
+    return found | metrics(values, alone, int(bool(base.scored)), at_once=name == 'joint')
+
+
+def metrics(R, alone, first, at_once=False):
+    """
+    R       rows of scores, before any text and after each, larger is better; the base text's first, if first = 1
+    alone   the score of each text after it alone was read
+    returns {'gained': by each text when it was read, 'kept': its share in the end, 'lost': of the base}
+    """
+    n, before, last = len(alone), R[0][first:], R[-1][first:]
+    lost = R[0][0] - R[-1][0] if first else 0.0
+    if at_once:                                         # all texts were read together: there is no before and after
+        return {'gained': [last[j] - before[j] for j in range(n)], 'kept': [1.0] * n, 'lost': lost}
+    return {'gained': [R[j + 1][first + j] - before[j] for j in range(n)], 'lost': lost,
+            'kept': [(last[j] - before[j]) / (alone[j] - before[j]) if alone[j] > before[j] else 0.0
+                     for j in range(n)]}
 
 
 # -----------------------------------------------------------------------------

@@ -10,6 +10,7 @@ Learners: what reads one text after another, in as many ways as people have trie
     finetune    AdamW, all weights                          hope-N      ... and N slow levels that keep, read out by
     ewc         ... held by the Fisher information                      evidence (evidence.py), with an empty state
     replay-P    ... beside P % of all that was read before, the base model's corpus among it
+    clocks      as hope-3, but its slow levels follow every 2,048, 16,384 and 65,536 tokens, whatever is read
 
 Does NOT include: learners that are told which text they are asked about.
 """
@@ -24,20 +25,21 @@ from cms import Learner, empty_state
 from machine import load_learner, load_model
 from model import state_bytes
 
-LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'hope-1', 'hope-2', 'hope-3')
+LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'clocks', 'hope-1', 'hope-2',
+            'hope-3')
 STEPS = {'finetune': (1e-4, 3e-4, 1e-3, 2e-3, 4e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
 WINDOW = 256                    # tokens of a step of fine-tuning
 
 
 def steps_for(name, chosen):
     """Of the steps that were chosen, {'finetune', 'ewc', 'clock'}, those that a learner uses."""
-    uses = {'clock': ['clock'], 'hope': ['clock'], 'ewc': ['finetune', 'ewc'], 'nothing': [], 'icl': []}
+    uses = {'nothing': [], 'icl': [], 'ewc': ['finetune', 'ewc'], **dict.fromkeys(('clock', 'clocks', 'hope'), ['clock'])}
     return {kind: chosen[kind] for kind in uses.get(name.partition('-')[0], ['finetune']) if kind in chosen}
 
 
 def make(name, checkpoint, steps, base):
     """A learner with the steps that it uses."""
-    if name.partition('-')[0] in ('nothing', 'icl', 'clock', 'hope'):
+    if name.partition('-')[0] in ('nothing', 'icl', 'clock', 'clocks', 'hope'):
         return Stream(name, checkpoint, steps.get('clock', 0.0))
     return FineTuned(name, checkpoint, steps['finetune'], base, steps.get('ewc', 0.0))
 
@@ -64,8 +66,9 @@ class Stream:
     def __init__(self, name, checkpoint, step):
         self.name, self.state = name, None
         kind, _, levels = name.partition('-')
-        if kind in ('clock', 'hope'):
-            chunks, share = ','.join(['128'] + ['change'] * int(levels or 0)), 0.0 if kind == 'clock' else -1.0
+        if kind in ('clock', 'clocks', 'hope'):
+            slow = ['2048', '16384', '65536'] if kind == 'clocks' else ['change'] * int(levels or 0)
+            chunks, share = ','.join(['128', *slow]), 0.0 if kind == 'clock' else -1.0
             self.reader = load_learner(checkpoint, chunks=chunks, step=step, share=share).eval()
             self.scorer = Learner(self.reader.model, moves=False).eval()
         else:

@@ -1,4 +1,4 @@
-"""Levels that keep: the mixture's weights, who keeps what, and the reader that is made of them (evidence.py, cms.py)."""
+"""Levels that keep: the mixture's weights, who keeps what, the reader made of them (evidence.py, cms.py)."""
 import math
 
 import pytest
@@ -43,7 +43,7 @@ def test_the_regret_bound(R, changes, share):
     before = torch.zeros(1, R, dtype=torch.float64).log_softmax(1)
     log_w = torch.cat([before[..., None], weigh(before, log_p, share)[..., :-1]], dim=2)
     mixture = -(log_w + log_p).logsumexp(1).sum().item()
-    best = torch.full((changes + 1, R), math.inf, dtype=torch.float64)      # the least loss by changes so far, and level
+    best = torch.full((changes + 1, R), math.inf, dtype=torch.float64)      # the least loss, by changes so far and level
     best[0] = -log_p[0, :, 0]
     for t in range(1, T):
         jump = torch.cat([torch.full((1, 1), math.inf, dtype=torch.float64), best.amin(1, keepdim=True)[:-1]])
@@ -77,7 +77,7 @@ def test_a_text_is_kept_recognised_and_gone_back_to():
     assert source == [[0, 0, 2, 3]], 'is kept in the first level that has saved nothing'
     source, book = told(book, [0.8, 1.0, 3.0, 3.0])
     assert source == [[0, 0, 2, 3]], 'the level that recognises it follows'
-    source, book = told(book, [1.0, 2.9, 3.0, 3.0])                     # another text, which the slow level does not know
+    source, book = told(book, [1.0, 2.9, 3.0, 3.0])                     # another text, unknown to the slow one
     assert source == [[0, 1, 0, 3]], 'is kept apart'
     source, book = told(book, [2.0, 1.0, 2.9, 3.0])                     # the first again: the fast level has lost it
     assert source == [[1, 1, 2, 3]], 'the fast level becomes the one that recognises it'

@@ -1,0 +1,127 @@
+"""One text after another: what follows from a matrix of scores, what is read and scored, the script end to end."""
+import json
+
+import pytest
+import torch
+from test_scripts import inside, shell
+
+from cli import UsageError
+from learners import LEARNERS, WINDOW, FineTuned, make, steps_for
+from test_cms import tiny
+from test_machine import saved
+
+
+@pytest.fixture(scope='module')
+def script():
+    """Its functions, without running it."""
+    import sys
+    argv, hook = sys.argv, sys.excepthook
+    sys.argv = ['eval_continual.py']
+    try:
+        import eval_continual
+    finally:
+        sys.argv, sys.excepthook = argv, hook
+    return eval_continual
+
+
+def test_metrics_of_known_matrices(script):
+    #           base  A   B
+    perfect = [[-2.0, 0, 0], [-2.0, 4, 0], [-2.0, 4, 6]]
+    assert script.metrics(perfect, [4, 6], 1) == {'gained': [4, 6], 'kept': [1, 1], 'lost': 0}
+    forgets = [[-2.0, 0, 0], [-2.5, 4, 1], [-3.0, 1, 6]]
+    assert script.metrics(forgets, [4, 8], 1) == {'gained': [4, 6], 'kept': [0.25, 0.75], 'lost': 1}
+    assert script.metrics([[1, 1], [3, 1], [2, 5]], [3, 5], 0) == {'gained': [2, 4], 'kept': [0.5, 1], 'lost': 0}
+    assert script.metrics([[1, 1], [1, 1], [1, 1]], [1, 1], 0)['kept'] == [0, 0], 'nothing was gained, nothing is kept'
+    assert script.metrics([[0, 1, 1], [1, 3, 3], [1, 3, 3]], [0, 0], 1, at_once=True) == {
+        'gained': [2, 2], 'kept': [1, 1], 'lost': -1}
+
+
+def test_claims_hold_fail_or_cannot_be_told(script):
+    for numbers, holds in (([1.0, 1.1, 0.9], True), ([-1.0, -1.1, -0.9], False), ([1.0, -1.0], None), ([5.0], None)):
+        assert script.claim('x', numbers, 0)['holds'] is holds, numbers
+    mean, error = script.mean_and_error([1.0, 2.0, 3.0])
+    assert mean == 2 and abs(error - (1 / 3) ** 0.5) < 1e-12
+
+
+def test_nothing_that_is_scored_is_read(script):
+    from languages import specimen_text
+    from tokenizer import get_tokenizer
+    enc = get_tokenizer('bytes')
+    for data in ('pip:torch:.cmake', 'pip:torch:.h'):
+        text = script.domain(data, enc, 1)
+        (scored, counts, n_bytes), = text.scored
+        read, asked = (bytes(x.tolist()) for x in (text.tokens, scored))
+        assert len(read) == script.args.n_bytes and n_bytes == len(asked) <= len(read) // 5 and counts.all()
+        pieces = [asked[i:i + 100] for i in range(0, len(asked) - 100, 100)]
+        assert sum(piece in read for piece in pieces) < 0.1 * len(pieces), 'but for what all files begin with'
+        assert not torch.equal(script.domain(data, enc, 2).tokens, text.tokens), 'another seed, other documents'
+    enc = get_tokenizer('bpe:512', texts=specimen_text(20))
+    text = script.language('A', enc, 1)
+    lines = enc.decode(text.tokens.tolist()).splitlines()
+    asked = [enc.decode(tokens.tolist()).strip() for tokens, _, _ in text.scored]
+    assert len(lines) == script.args.n_lines and len(asked) == script.args.n_lines // 6
+    assert not {line.strip() for line in lines} & {*asked}
+
+
+def test_texts_that_take_turns(script):
+    from tokenizer import get_tokenizer
+    enc = get_tokenizer('bytes')
+    a, b = (script.domain(name, enc, 1) for name in ('pip:torch:.h', 'pip:torch:.yaml'))
+    mixed = script.domain('pip:torch:.h+pip:torch:.yaml', enc, 1)
+    assert torch.equal(mixed.tokens[:1000], torch.cat([a.tokens[:500], b.tokens[:500]])) and len(mixed.scored) == 2
+
+
+class Text:
+    name, tokens = 'x', torch.arange(3 * WINDOW + 1) % 17
+
+
+def test_what_learners_keep():
+    """Replay keeps its share and no more, EWC holds weights where they mattered, and each is a reader to score with."""
+    checkpoint = saved(tiny(chunks='', mixer='deltanet').float())
+    base = type('Base', (), {'name': 'base', 'tokens': torch.arange(40 * WINDOW + 1) % 13})
+    moved = {}
+    for name, strength in (('finetune', 0), ('ewc', 1e6), ('replay-5', 0), ('replay-1', 0)):
+        learner = FineTuned(name, checkpoint, 1e-2, base, strength)
+        before = [p.detach().clone() for p in learner.model.parameters()]
+        kept = len(learner.kept)
+        assert kept == {'replay-5': 40, 'replay-1': 8}.get(name, 0)
+        learner.learn(Text)
+        assert len(learner.kept) == kept + name.startswith('replay'), 'one window at least'
+        moved[name] = sum((p - q).square().sum().item() for p, q in zip(learner.model.parameters(), before)) ** 0.5
+        assert learner.bytes() == 2 * sum(map(len, learner.kept)) + 8 * (name == 'ewc') * sum(map(len, map(
+            torch.flatten, before)))
+    assert moved['ewc'] < 0.7 * moved['finetune'], moved
+    for name in LEARNERS:
+        steps = steps_for(name, {'finetune': 1e-3, 'ewc': 1.0, 'clock': 1.0})
+        learner = make(name, checkpoint, steps, base)
+        before = learner.to_score()[0](Text.tokens[None, :50])[0].log_softmax(-1)
+        learner.learn(Text)
+        reader, state = learner.to_score()
+        after = reader(Text.tokens[None, :50], None, state)[0].log_softmax(-1)
+        assert (name == 'nothing') == torch.equal(before, after), name
+        assert after.isfinite().all()
+
+
+def test_quick_end_to_end(tmp_path):
+    """It prints and writes what it says, and what was done is not done again."""
+    args = ['--quick', f'--out_dir={tmp_path}', '--n_bytes=3000', '--learners=nothing,finetune,hope-1']
+    out = shell('eval_continual.py', *args).stdout
+    assert 'python train.py --seed=1' in out and 'hope-1: R, bits per byte' in out
+    found = json.loads((tmp_path / 'domains.json').read_text())
+    assert list(found['learners']) == ['nothing', 'finetune', 'hope-1'] and len(found['about']['steps']['clock']) == 5
+    for name, learner in found['learners'].items():
+        run, = learner['seeds']
+        assert len(run['R']) == 4 and all(len(row) == 4 for row in run['R'])
+        assert {'gained', 'lost', 'kept', 'state_bytes', 'passes', 'seconds'} <= {*run}
+    assert found['learners']['nothing']['gained'] == [0, None] and found['learners']['hope-1']['gained'][0] > 0
+    assert all(line['holds'] in (True, False, None) for line in found['verdict'])
+    again = shell('eval_continual.py', *args).stdout
+    assert 'train.py' not in again and again.splitlines()[-30:-1] == out.splitlines()[-30:-1]
+
+
+@pytest.mark.parametrize('args, said', [
+    (['--protocol=facts'], 'protocol is domains or languages'), (['--learners=hope-9'], 'learners'),
+    (['--seeds=0'], 'seeds must be at least 1'), (['--json=/tmp'], 'is a folder')])
+def test_refuses(args, said):
+    with pytest.raises(UsageError, match=said):
+        inside('eval_continual.py', *args)
