@@ -38,8 +38,8 @@ CHANGE = -1             # the clock of a level that is left behind where the tex
 
 def parse_clock(name, text, lowest):
     """
-    '1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before. Where 0 is allowed, it is a level that never moves, and
-    'change', of all but the first, one that moves where the text changes.
+    '1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before. Where 0 is allowed, it is a level that never moves,
+    and 'change', of all but the first, one that moves by evidence.
     """
     ticks = tuple(int(n) if n.isdecimal() and len(n) < 19 else CHANGE if i and not lowest and n == 'change' else -2
                   for i, n in enumerate(text.split(',')))
@@ -188,7 +188,8 @@ def empty_state(model, batch_size):
         return state | {'delta': zeros, 'gathered': zeros}
     zeros = model.embed.weight.new_zeros(batch_size, R, o.vocab_size)
     return state | {'delta': {name: p.new_zeros(batch_size, R - 1, *p.shape) for name, (_, p) in weights.items()},
-                    'said': zeros, 'log_w': zeros[:, :, 0].log_softmax(1), 'book': empty_book(batch_size, R - 2, device)}
+                    'log_w': zeros[:, :, 0].log_softmax(1), 'said': zeros,
+                    'book': empty_book(batch_size, R - 2, device)}
 
 
 def learn(model, idx, state=None, moves=True):
@@ -203,7 +204,8 @@ def learn(model, idx, state=None, moves=True):
     unfinished chunk waits in the state, so that any split of a stream gives the same, to rounding. In training theta_0
     and log_step are meta-learned, to first order: the inner gradient is a constant.
 
-    Copies are read as R rows for each stream and weighed by evidence. What lies before the first MLP is the same for all.
+    Copies are read as R rows for each stream, and what they say is mixed by evidence. What lies before the first MLP is
+    the same for all rows.
     """
     assert idx.dim() == 2, f'idx must be (B, T), got {tuple(idx.shape)}'
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
@@ -304,14 +306,15 @@ def read_out(o, logits, idx, state):
 
 def move_copies(model, state, fast, logits, targets, training):
     """
-    As move, of copies: logits (B R, C, V). The fastest level takes a step; a slower one becomes what the next faster one
-    is, which is the sum of its steps: on its clock, or, with the clock 'change', as evidence.judge says.
+    As move, of copies: logits (B R, C, V). The fastest level takes a step. A slower one becomes what a faster one is,
+    which is the sum of its steps: on its clock, the next faster; with the clock 'change' as evidence.judge says.
     """
     assert not training, 'copies are for reading: train with another --cms_topology'
     o, (B, C), R = model.config, targets.shape, n_rows(model.config)
     stream, learned = torch.arange(B, device=targets.device), state['learned'] + C
     with torch.enable_grad():
-        nats = F.cross_entropy(logits.flatten(0, 1), targets.repeat_interleave(R, dim=0).flatten(), reduction='none').view(B, R, C)
+        nats = F.cross_entropy(logits.unflatten(0, (B, R)).permute(0, 3, 1, 2),                 # (B, V, R, C)
+                               targets[:, None].expand(B, R, C), reduction='none')
         source, book = None, state['book']
         if CHANGE in o.chunks:
             source, book = judge(book, nats.detach().mean(2), C)

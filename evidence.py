@@ -10,7 +10,7 @@ for every change above that of the best level for each piece of text.
 
     python evidence.py      three sources in turn, read by one level that forgets and with levels that keep
 
-A stream is its own. Nothing is told of where one text ends and what it is: a level recognises the text that it helps with.
+A stream is its own. Nobody is told where one text ends and which it is: a level recognises the text that it helps with.
 
 Does NOT include: models (cms.py has levels of MLPs), old text, labels; more levels than it begins with.
 
@@ -54,36 +54,43 @@ def judge(book, nats, tokens):
     nats    (B, R) mean loss of each level on the chunk, of so many tokens
     returns source (B, R), from now on level l is a copy of what level source[l] is now, or None: nobody moves; the book
 
-    Every WINDOW chunks. A slow level whose gain over what training learned is about as usual recognises the text. If the
-    fast level reads it better, the slow one becomes what the fast one is; if not, the fast one becomes what it is. Where
-    no level recognises it, the text is new, and what the fast level knows is kept in the place of the level that has
-    saved least, once it has saved more itself.
+    It happens every WINDOW chunks. A slow level recognises the text if it gains about as much over what training learned
+    as it usually does.
+
+    recognised      by the slow level that reads it best: if the fast level reads it better, the slow one becomes what
+                    the fast one is, which has learned more of it; if not, the fast one becomes what the slow one is
+    new             what the fast level knows is kept in the place of the slow level that has saved least, as soon as it
+                    has saved more itself
     """
     book = book | {'nats': book['nats'] + nats.to(book['nats'].dtype), 'chunks': book['chunks'] + 1}
     if book['chunks'] < WINDOW or nats.shape[1] == 2:
         return None, book
     (B, R), stream = nats.shape, torch.arange(len(nats), device=nats.device)
-    nats, usual, saved = book['nats'] / WINDOW, book['usual'], book['saved']
+    nats, usual, saved = book['nats'] / WINDOW, book['usual'].clone(), book['saved'].clone()
     fast, slow, start = nats[:, 0], nats[:, 1:-1], nats[:, -1]
+
+    # who recognises it, and what it saves that the fast level is there
     gain = start[:, None] - slow                                                    # (B, K)
     recognises = (usual > 0) & (gain > (KNOWN * usual).clamp(min=LEAST))
     known = recognises.any(1)
-    best = slow.masked_fill(~recognises, torch.inf).argmin(1)                       # of those that recognise it
-    lead = tokens * WINDOW * (nats[:, 1:].amin(1) - fast)                           # nats that the fast level saves now
-    saved = torch.cat([(saved[:, :1] + lead[:, None]).masked_fill(known[:, None], 0), saved[:, 1:]], dim=1)
-    least = saved[:, 1:].argmin(1)
-    place = torch.where(known, best, least)
-    back = known & (slow[stream, place] < fast)
-    keep = known & ~back | ~known & (saved[:, 0] > saved[stream, 1 + least])
+    lead = tokens * WINDOW * (nats[:, 1:].amin(1) - fast)
+    saved[:, 0] = torch.where(known, 0, saved[:, 0] + lead)
+
+    # the slow level that is concerned, and who becomes whom
+    best = slow.masked_fill(~recognises, torch.inf).argmin(1)
+    place = torch.where(known, best, saved[:, 1:].argmin(1))
+    ahead = fast <= slow[stream, place]
+    keep = torch.where(known, ahead, saved[:, 0] > saved[stream, 1 + place])
     source = torch.arange(R, device=nats.device).repeat(B, 1)
     source[stream, 1 + place] = torch.where(keep, 0, 1 + place)
-    source[:, 0] = torch.where(back, 1 + place, 0)
-    saved[stream, 1 + place] = torch.where(known, saved[stream, 1 + place] + lead.clamp(min=0),
-                                           torch.where(keep, saved[:, 0], saved[stream, 1 + place]))
+    source[:, 0] = torch.where(known & ~ahead, 1 + place, 0)
+
+    # what it has saved now, and what it usually gains
+    saved_more = torch.where(known, saved[stream, 1 + place] + lead.clamp(min=0), saved[:, 0])
+    saved[stream, 1 + place] = torch.where(known | keep, saved_more, saved[stream, 1 + place])
     saved[:, 0] = saved[:, 0].masked_fill(keep, 0)
-    usual = usual.clone()
-    old, now = usual[stream, place], start - torch.minimum(fast, slow[stream, place])
-    usual[stream, place] = torch.where(known, old + (now - old) / 4, torch.where(keep, start - fast, old))
+    before, now = usual[stream, place], start - torch.minimum(fast, slow[stream, place])
+    usual[stream, place] = torch.where(known, before + (now - before) / 4, torch.where(keep, start - fast, before))
     return source, {'nats': torch.zeros_like(nats), 'chunks': 0, 'usual': usual, 'saved': saved}
 
 
@@ -92,10 +99,11 @@ def judge(book, nats, tokens):
 
 
 def main():
-    """A level is a table of how often each of 16 symbols came; four sources, each of which prefers two of them."""
+    """A level is a table of how often each of 16 symbols came; three sources, each of which prefers two of them."""
     torch.manual_seed(0)
     V, n, C, order = 16, 2000, 50, 'abcaba'
-    likes = {name: torch.full((V,), 0.2 / V).index_fill(0, torch.tensor([i, i + 5]), 0.4) for i, name in enumerate('abc')}
+    likes = {name: torch.full((V,), 0.2 / V).index_fill(0, torch.tensor([i, i + 5]), 0.4)
+             for i, name in enumerate('abc')}
     text = torch.cat([likes[name].multinomial(n, replacement=True) for name in order])[None]
     print(f'{n} symbols of each source in turn; nats per symbol, at best {-(likes["a"] * likes["a"].log()).sum():.2f}')
     print(f"{'':<34}" + ''.join(f'{name:>7}' for name in order))

@@ -1,9 +1,9 @@
 """
 Invented languages: what a model can only know from the lines that it has read.
 
-Each language has words of its own for the same 36 of English, an order of subject, verb and object, adjectives before or
-after their noun, and affixes for the plural and the past, all drawn from a seed. A line is a sentence with the meaning
-of each word behind it, as linguists gloss a text:
+Each language has words of its own for the same 36 of English, an order of subject, verb and object, adjectives before
+or after their noun, and affixes for the plural and the past, all drawn from a seed. A line is a sentence with the
+meaning of each word behind it, as linguists gloss a text:
 
      mako red, tidu-lo dogs, bera-ki pulled, fuda star.
 
@@ -11,7 +11,8 @@ of each word behind it, as linguists gloss a text:
     python languages.py                                         lines of three languages, a guess and its score
 
 A row of training is one language that no other row has: a model that is to gloss its later lines must learn it from the
-earlier ones. Short rows have few words, and come first: that there is something to recall is hard to find. In eval_continual.py two languages are read one after the other.
+earlier ones. Short rows have few words, and come first: that there is something to recall is hard to find. In
+eval_continual.py two languages are read one after the other.
 
 Does NOT include: translation into English order (a model of the default's size did not find it in 1,200 steps), words
 of several meanings.

@@ -33,7 +33,8 @@ WINDOW = 256                    # tokens of a step of fine-tuning
 
 def steps_for(name, chosen):
     """Of the steps that were chosen, {'finetune', 'ewc', 'clock'}, those that a learner uses."""
-    uses = {'nothing': [], 'icl': [], 'ewc': ['finetune', 'ewc'], **dict.fromkeys(('clock', 'clocks', 'hope'), ['clock'])}
+    uses = {'nothing': [], 'icl': [], 'ewc': ['finetune', 'ewc'], 'clock': ['clock'], 'clocks': ['clock'],
+            'hope': ['clock']}
     return {kind: chosen[kind] for kind in uses.get(name.partition('-')[0], ['finetune']) if kind in chosen}
 
 

@@ -398,10 +398,11 @@ def save_memory(path, whose, reader, tokens, state):
 
 def load_memory(path, whose, chunks='', share=-1.0, device='cpu'):
     """
-    What save_memory wrote, {'cms_chunks', 'cms_share', 'next', 'state', ..}. UserError if it is not that owner's, or was
-    kept on another clock than chunks or with another share, where they are given.
+    What save_memory wrote, {'cms_chunks', 'cms_share', 'next', 'state', ..}. UserError if it is not that owner's, or
+    was kept on another clock than chunks or with another share, where they are given.
     """
-    saved = load_checkpoint(path, 'memory file', MEMORY_FORMAT, ('owner', 'cms_chunks', 'cms_share', 'next', 'state'), device)
+    keys = ('owner', 'cms_chunks', 'cms_share', 'next', 'state')
+    saved = load_checkpoint(path, 'memory file', MEMORY_FORMAT, keys, device)
     for what, value in whose.items():
         if saved['owner'].get(what) != value:
             raise UserError(f"{path} belongs to another model: its {what} is {saved['owner'].get(what)}, that of this "

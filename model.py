@@ -107,7 +107,8 @@ class Config:
               f'--cms_periods={self.cms_periods} and --cms_chunks={self.cms_chunks} name different numbers of levels')
         check(not self.chunks or self.chunks[0], f'--cms_chunks={self.cms_chunks}: the fastest level must move')
         copies = self.cms_topology == 'copies'
-        check(copies or CHANGE not in self.chunks, f'--cms_chunks={self.cms_chunks}: change is for --cms_topology=copies')
+        check(copies or CHANGE not in self.chunks,
+              f'--cms_chunks={self.cms_chunks}: change is for --cms_topology=copies')
         check(0 <= self.cms_share < 1, f'--cms_share must be at least 0 and below 1, not {self.cms_share}')
         check(not copies or set(self.periods) == {1} and (self.cms_share > 0 or self.n_level == 1),
               '--cms_topology=copies is for --cms_chunks, and several levels are read out with a --cms_share')

@@ -230,8 +230,7 @@ def newton_schulz(M, steps=5, dtype=None):
     assert min(M.shape[-2:]) > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
     tall = M.shape[-2] > M.shape[-1]
     X = M.mT if tall else M                                         # the smaller Gram matrix is (m, m)
-    dtype = dtype or (torch.bfloat16 if M.is_cuda else torch.float32)
-    X = (X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype)
+    X = (X / X.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)).to(dtype or (torch.float32, torch.bfloat16)[M.is_cuda])
     for _ in range(steps):
         A = X @ X.mT                                                # (.., m, n) x (.., n, m) -> (.., m, m)
         X = 3.4445 * X + (2.0315 * A @ A - 4.775 * A) @ X           # a X + b A X + c A^2 X

@@ -151,7 +151,8 @@ def load_languages(tokenizer, quiet, enc):
     enc = enc or get_tokenizer('bpe:512' if tokenizer == 'auto' else tokenizer, texts=texts)
     if not quiet:
         print(f'data languages | one for each row | tokens {enc.name} | vocabulary {enc.n_vocab}')
-    return Languages(enc), Languages(enc), enc, dict(name='languages', sha256=hashlib.sha256(b''.join(texts)).hexdigest())
+    sha256 = hashlib.sha256(b''.join(texts)).hexdigest()
+    return Languages(enc), Languages(enc), enc, dict(name='languages', sha256=sha256)
 
 
 # -----------------------------------------------------------------------------

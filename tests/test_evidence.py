@@ -43,7 +43,7 @@ def test_the_regret_bound(R, changes, share):
     before = torch.zeros(1, R, dtype=torch.float64).log_softmax(1)
     log_w = torch.cat([before[..., None], weigh(before, log_p, share)[..., :-1]], dim=2)
     mixture = -(log_w + log_p).logsumexp(1).sum().item()
-    best = torch.full((changes + 1, R), math.inf, dtype=torch.float64)      # the least loss, by changes so far and level
+    best = torch.full((changes + 1, R), math.inf, dtype=torch.float64)      # the least loss by changes so far, level
     best[0] = -log_p[0, :, 0]
     for t in range(1, T):
         jump = torch.cat([torch.full((1, 1), math.inf, dtype=torch.float64), best.amin(1, keepdim=True)[:-1]])
