@@ -52,7 +52,7 @@ def judge(book, nats, tokens):
     Whether the slow levels move, after a chunk and before anybody learns from it.
 
     nats    (B, R) mean loss of each level on the chunk, of so many tokens
-    returns source (B, R), from now on level l is a copy of what level source[l] is now, or None: nobody moves; the book
+    returns source (B, R): level l is from now on what level source[l] is now; or None, nobody moves; and the new book
 
     It happens every WINDOW chunks. A slow level recognises the text if it gains about as much over what training learned
     as it usually does.

@@ -25,8 +25,8 @@ from cms import Learner, empty_state
 from machine import load_learner, load_model
 from model import state_bytes
 
-LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'clocks', 'hope-1', 'hope-2',
-            'hope-3')
+LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'clocks', 'hope-0', 'hope-1',
+            'hope-2', 'hope-3')
 STEPS = {'finetune': (1e-4, 3e-4, 1e-3, 2e-3, 4e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
 WINDOW = 256                    # tokens of a step of fine-tuning
 
