@@ -52,10 +52,10 @@ def judge(book, nats, tokens):
     Whether the slow levels move, after a chunk and before anybody learns from it.
 
     nats    (B, R) mean loss of each level on the chunk, of so many tokens
-    returns source (B, R): level l is from now on what level source[l] is now; or None, nobody moves; and the new book
+    returns source (B, R), level l is from now on what level source[l] is now, or None, nobody moves; and the new book
 
-    It happens every WINDOW chunks. A slow level recognises the text if it gains about as much over what training learned
-    as it usually does.
+    It happens every WINDOW chunks. A slow level recognises the text if it gains about as much over what training
+    learned as it usually does.
 
     recognised      by the slow level that reads it best: if the fast level reads it better, the slow one becomes what
                     the fast one is, which has learned more of it; if not, the fast one becomes what the slow one is
