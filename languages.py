@@ -21,7 +21,6 @@ import collections
 import itertools
 import random
 
-import numpy as np
 import torch
 
 NOUNS = 'dog cat bird horse king tree stone river house boat star snake friend road cloud lamp'.split()
@@ -163,7 +162,7 @@ def chrf(said, meant, n=6, beta=2):
             scores.append((common / a.total(), common / b.total()))
     if not scores:
         return float(said == meant)
-    precision, recall = np.mean(scores, axis=0)
+    precision, recall = (sum(column) / len(scores) for column in zip(*scores))
     return 0.0 if precision + recall == 0 else (1 + beta ** 2) * precision * recall / (beta ** 2 * precision + recall)
 
 

@@ -164,6 +164,7 @@ for refused, why in (
         (use_compile and config.chunks, '--compile=true is not for models that learn while they read (--cms_chunks)'),
         (run.optimizer == 'dgd' and (use_compile or ddp or config.chunks), '--optimizer=dgd watches what goes through '
          'the layers: not with --compile=true, torchrun or --cms_chunks'),
+        (config.cms_topology == 'copies', '--cms_topology=copies is for reading: sample.py --learn has it by itself'),
         (given.get('matrix_lr') and run.optimizer == 'adamw', '--matrix_lr is for other optimizers than adamw'),
         (run.carry and (ddp or config.chunks), '--carry is not for torchrun or --cms_chunks'),
         (config.chunks and config.block_size <= config.chunks[0], f'--block_size={config.block_size} must be above the '

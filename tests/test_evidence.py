@@ -6,11 +6,13 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_near
 from test_cms import ids, in_parts, tiny
+from test_scripts import inside
 
 import evidence
+from cli import UsageError, UserError
 from cms import Learner, learn, weights_of
 from evidence import empty_book, judge, weigh
-from machine import save_checkpoint
+from machine import load_memory, save_checkpoint
 from model import state_bytes
 
 
@@ -223,9 +225,16 @@ def test_kept_text_stays_readable(monkeypatch):
     assert lost['4,change,change'] < 0.3 * lost['4'], lost
 
 
+@pytest.mark.parametrize('args, said', [
+    (['--cms_topology=copies', '--cms_chunks=16'], 'is for reading'), (['--cms_chunks=16,change'], 'change is for'),
+    (['--cms_chunks=change,16'], 'whole numbers'), (['--cms_periods=1,change'], 'whole numbers'),
+    (['--cms_share=1'], 'cms_share')])
+def test_training_in_copies_is_refused(args, said, tmp_path):
+    with pytest.raises(UsageError, match=said):
+        inside('train.py', f'--out_dir={tmp_path}', *args)
+
+
 def test_an_old_memory_file_is_refused(tmp_path):
-    from cli import UserError
-    from machine import load_memory
     save_checkpoint(tmp_path / 'me.pt', {'owner': {}, 'cms_chunks': '128', 'next': [], 'state': {}},
                     'nested-learning-memory-2')
     with pytest.raises(UserError, match='not a memory file of this project'):
