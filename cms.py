@@ -212,6 +212,7 @@ def learn(model, idx, state=None, moves=True):
     assert not torch.is_inference_mode_enabled(), 'learning takes gradients: use torch.no_grad, not inference_mode'
     training, C, t, out = model.training and torch.is_grad_enabled(), model.config.chunks[0], 0, []
     R = n_rows(model.config)
+    assert R == 1 or not training, 'copies are for reading: train with another --cms_topology'
     state = state or empty_state(model, len(idx))
     fast, logits = state.get('trace') or (fast_weights(model, state['delta'], training), None)
     while t < idx.shape[1]:
@@ -309,7 +310,6 @@ def move_copies(model, state, fast, logits, targets, training):
     As move, of copies: logits (B R, C, V). The fastest level takes a step. A slower one becomes what a faster one is,
     which is the sum of its steps: on its clock, the next faster; with the clock 'change' as evidence.judge says.
     """
-    assert not training, 'copies are for reading: train with another --cms_topology'
     o, (B, C), R = model.config, targets.shape, n_rows(model.config)
     stream, learned = torch.arange(B, device=targets.device), state['learned'] + C
     with torch.enable_grad():

@@ -60,8 +60,9 @@ class Eval:
     oracle: bool = False                # a regular expression, in the place of a model
     guess: bool = False                 # random values, in the place of a model
     learn: bool = False                 # the model, while its MLPs learn from what it reads
-    cms_chunks: str = ''                # tokens between two moves of each level ('' = as trained, or 128,512,...)
+    cms_chunks: str = ''                # tokens between two moves of each level ('' = as trained, or 128,change,..)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
+    cms_share: float = -1.0             # of all levels' weight, dealt out at every token (below 0 = the default)
     gate_floor: float = -1.0            # the model's write gates below it are closed (below 0 = as trained)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
@@ -75,7 +76,8 @@ class Eval:
         numbers('lengths', self.lengths or '1')
         check(self.form in ('', *FORMS), f"--form must be one of {', '.join(FORMS)}, not '{self.form}'")
         check(self.oracle + self.guess + self.learn <= 1, 'give one of --oracle, --guess and --learn')
-        check(self.learn or not self.cms_chunks and self.cms_step < 0, 'the --cms options are for --learn')
+        check(self.learn or not self.cms_chunks and self.cms_step < 0 and self.cms_share < 0,
+              'the --cms options are for --learn')
         check(self.gate_floor < 0.5, f'--gate_floor must be below 0.5, not {self.gate_floor}')
         check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
 
@@ -95,7 +97,7 @@ if not args.oracle and not args.guess:
     if args.gate_floor >= 0:
         checkpoint['config']['gate_floor'] = args.gate_floor
     if args.learn:
-        reader = load_learner(checkpoint, device, args.cms_chunks, args.cms_step).eval()
+        reader = load_learner(checkpoint, device, args.cms_chunks, args.cms_step, args.cms_share).eval()
         model = reader.model
     else:
         reader = model = load_model(checkpoint, device).eval()

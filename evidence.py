@@ -5,8 +5,8 @@ what was learned.
 A level that learns from new text spoils what it knew of the old. So it is not the only one that is read: beside it are
 slower levels that keep what it knew, and what training learned, and a token's probability is a mixture of all (the
 paper's independent levels, "Aggregated", with weights that are learned while reading). Exact Bayes but for a share that
-is dealt out anew at every token, so that who was right may change: the mixture's loss is at most log(levels) and a bit
-for every change above that of the best level for each piece of text.
+is dealt out anew at every token, so that who was right may change: each change of the best level costs the mixture at
+most log(levels / share) nats, about 8.
 
     python evidence.py      three sources in turn, read by one level that forgets and with levels that keep
 
@@ -40,8 +40,8 @@ def weigh(log_w, log_p, share):
 def empty_book(B, K, device=None):
     """
     What is known of the levels: nats (B, R), their losses since the slow ones last could move, summed over so many
-    chunks; usual (B, K), what a slow level usually gains, in nats per token; saved (B, 1 + K), nats that the fast and
-    the slow levels have saved in all.
+    chunks; usual (B, K), what a slow level usually gains, in nats per token; saved (B, 1 + K), nats by which the fast
+    level was ahead of all others, since it was kept or went back, and in all windows after which each slow level moved.
     """
     return {'nats': torch.zeros(B, K + 2, device=device), 'chunks': 0, 'usual': torch.zeros(B, K, device=device),
             'saved': torch.zeros(B, K + 1, device=device)}
@@ -74,13 +74,14 @@ def judge(book, nats, tokens):
     recognises = (usual > 0) & (gain > (KNOWN * usual).clamp(min=LEAST))
     known = recognises.any(1)
     lead = tokens * WINDOW * (nats[:, 1:].amin(1) - fast)
-    saved[:, 0] = torch.where(known, 0, saved[:, 0] + lead)
+    saved[:, 0] = torch.where(known, 0, saved[:, 0] + lead.nan_to_num())
 
     # the slow level that is concerned, and who becomes whom
     best = slow.masked_fill(~recognises, torch.inf).argmin(1)
     place = torch.where(known, best, saved[:, 1:].argmin(1))
     ahead = fast <= slow[stream, place]
-    keep = torch.where(known, ahead, saved[:, 0] > saved[stream, 1 + place])
+    gains = (saved[:, 0] > saved[stream, 1 + place]) & (start - fast > LEAST)       # else nobody would recognise it
+    keep = torch.where(known, ahead, gains)
     source = torch.arange(R, device=nats.device).repeat(B, 1)
     source[stream, 1 + place] = torch.where(keep, 0, 1 + place)
     source[:, 0] = torch.where(known & ~ahead, 1 + place, 0)

@@ -63,7 +63,7 @@ def read(reader, tokens, state=None, what=None):
 
 
 class Stream:
-    """nothing, icl, clock, hope-N: one stream that goes on, of a reader that may learn from it."""
+    """nothing, icl, clock, clocks, hope-N: one stream that goes on, of a reader that may learn from it."""
     def __init__(self, name, checkpoint, step):
         self.name, self.state = name, None
         kind, _, levels = name.partition('-')
@@ -156,5 +156,6 @@ class FineTuned:
         return self.model.eval(), None
 
     def bytes(self):
-        """Beyond the weights themselves, which are the model's."""
-        return state_bytes([*(self.fisher or []), *(self.anchor or [])]) + 2 * sum(map(len, self.kept))
+        """Of all that has changed, and all that it keeps."""
+        weights = [*self.model.parameters(), *(self.fisher or []), *(self.anchor or [])]
+        return state_bytes(weights) + 2 * sum(map(len, self.kept))

@@ -343,12 +343,14 @@ def load_learner(checkpoint, device='cpu', chunks='', step=-1.0, share=-1.0):
     levels = build([Config], config)[0].n_level
     usual = '128,change,change,change' if levels == 1 else ','.join(str(128 * 4 ** level) for level in range(levels))
     config['cms_chunks'] = chunks or config['cms_chunks'] or usual
-    if levels == 1:
+    if levels == 1 and config['cms_topology'] != 'independent':         # whose levels have weights in a sum
         config['cms_topology'] = 'copies'
     if share >= 0:
         config['cms_share'] = share
     build([Config], config)                                     # what is wrong with these is said as such
     model = load_model(checkpoint | {'config': config}, device).requires_grad_(False)       # they move by themselves
+    if config['cms_topology'] == 'copies' and 'log_step' in checkpoint['model']:
+        model.log_step.fill_(checkpoint['model']['log_step'][0])                            # the fast level's
     if step >= 0:
         model.log_step.data.fill_(math.log(step) if step else -math.inf)
     return Learner(model)

@@ -65,7 +65,7 @@ class Config:
     cms_periods: str = '1'              # steps of training between two moves of each level, as in 1,2,4,8
     cms_chunks: str = ''                # tokens between two moves while reading: 64,256,1024,0 (0 = never; or change)
     cms_topology: str = 'sequential'    # sequential | independent | nested | stacked | copies (cms.py)
-    cms_share: float = 0.001            # copies: of the weight of all levels, dealt out anew at every token (0 = one)
+    cms_share: float = 0.001            # copies: of all weight, dealt out anew at every token (0: no mixture)
     cms_step: float = 1.0               # their inner step size; it is learned if the model trains while it reads
     cms_clip: float = 1.0               # largest norm of a level's mean gradient while reading
     cms_truncate: int = 0               # training while reading: gradients end every so many chunks (0 = never)
@@ -109,9 +109,13 @@ class Config:
         copies = self.cms_topology == 'copies'
         check(copies or CHANGE not in self.chunks,
               f'--cms_chunks={self.cms_chunks}: change is for --cms_topology=copies')
-        check(0 <= self.cms_share < 1, f'--cms_share must be at least 0 and below 1, not {self.cms_share}')
-        check(not copies or set(self.periods) == {1} and (self.cms_share > 0 or self.n_level == 1),
-              '--cms_topology=copies is for --cms_chunks, and several levels are read out with a --cms_share')
+        check(self.cms_share == 0 or 1e-9 <= self.cms_share < 1,
+              f'--cms_share must be 0, or at least 1e-9 and below 1, not {self.cms_share}')
+        check(self.n_level == 1 or not copies or self.cms_share > 0,
+              f'--cms_chunks={self.cms_chunks}: with --cms_share=0 nobody reads what slow levels keep; give one clock')
+        check(not copies or set(self.periods) == {1}, '--cms_topology=copies is for --cms_chunks, not --cms_periods')
+        check(CHANGE not in self.chunks or {*self.chunks[1:]} == {CHANGE},
+              f'--cms_chunks={self.cms_chunks}: all slow levels are to change, or none')
         check(self.n_hidden >= self.n_level, f'--n_hidden={self.n_hidden} is too small for {self.n_level} levels')
         check(self.cms_topology != 'stacked' or self.n_level <= self.n_layer,
               f'--cms_topology=stacked spreads n_layer={self.n_layer} over the levels, and there are {self.n_level}')

@@ -225,7 +225,7 @@ def newton_schulz(M, steps=5, dtype=None):
     """
     M (.., rows, cols) with singular values brought near 1 and its singular vectors: the nearest orthogonal matrix, up
     to 0.3 per singular value; 0 stays 0. Five steps suffice, each an odd polynomial, steep at 0 (Keller Jordan's Muon
-    has the coefficients). dtype None: bfloat16, which is enough, on a GPU; float32 on a CPU, up to 12 times as fast.
+    has the coefficients). dtype None: on CUDA bfloat16, which is enough; else float32, on a CPU up to 12 times as fast.
     """
     assert min(M.shape[-2:]) > 1, 'Newton-Schulz is for matrices: give vectors to AdamW (param_groups does)'
     tall = M.shape[-2] > M.shape[-1]

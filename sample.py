@@ -56,7 +56,7 @@ class Sample:
     learn: bool = False                 # move the MLPs' weights by what is read, on the token clock
     memory: str = ''                    # a file that keeps what was read and learned from one call to the next
     memory_info: bool = False           # print what is in that file, and end
-    cms_chunks: str = ''                # tokens between two moves of each level ('' = as before, or 128,512,...)
+    cms_chunks: str = ''                # tokens between two moves of each level ('' = as before, or 128,change,...)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
     cms_share: float = -1.0             # of the weight of all levels, dealt out at every token (below 0 = as before)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one

@@ -37,7 +37,8 @@ def test_metrics_of_known_matrices(script):
 
 
 def test_claims_hold_fail_or_cannot_be_told(script):
-    for numbers, holds in (([1.0, 1.1, 0.9], True), ([-1.0, -1.1, -0.9], False), ([1.0, -1.0], None), ([5.0], None)):
+    for numbers, holds in (([1.0, 1.1, 0.9], True), ([-1.0, -1.1, -0.9], False), ([1.0, -1.0], None), ([5.0], None),
+                           ([0.0, 0.0, 0.0], None)):
         assert script.claim('x', numbers, 0)['holds'] is holds, numbers
     mean, error = script.mean_and_error([1.0, 2.0, 3.0])
     assert mean == 2 and abs(error - (1 / 3) ** 0.5) < 1e-12
@@ -88,8 +89,8 @@ def test_what_learners_keep():
         learner.learn(Text)
         assert len(learner.kept) == kept + name.startswith('replay'), 'one window at least'
         moved[name] = sum((p - q).square().sum().item() for p, q in zip(learner.model.parameters(), before)) ** 0.5
-        assert learner.bytes() == 2 * sum(map(len, learner.kept)) + 8 * (name == 'ewc') * sum(map(len, map(
-            torch.flatten, before)))
+        weights = 4 * sum(p.numel() for p in before)
+        assert learner.bytes() == 2 * sum(map(len, learner.kept)) + weights * (1 + 2 * (name == 'ewc'))
     assert moved['ewc'] < 0.7 * moved['finetune'], moved
     for name in LEARNERS:
         steps = steps_for(name, {'finetune': 1e-3, 'ewc': 1.0, 'clock': 1.0})

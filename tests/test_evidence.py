@@ -8,6 +8,7 @@ from conftest import assert_near
 from test_cms import ids, in_parts, tiny
 from test_scripts import inside
 
+import cms
 import evidence
 from cli import UsageError, UserError
 from cms import Learner, learn, weights_of
@@ -85,6 +86,9 @@ def test_a_text_is_kept_recognised_and_gone_back_to():
     assert source == [[1, 1, 2, 3]], 'the fast level becomes the one that recognises it'
     source, book = told(book, [3.2, 3.3, 3.2, 2.0])                     # what training knows best
     assert source == [[0, 1, 2, 3]], 'nothing is kept that saves nothing'
+    assert told(empty_book(1, 2), [1.8, 2.0, 2.0, 2.0])[0] == [[0, 1, 2, 3]], 'nor what nobody would recognise'
+    hurt = told(empty_book(1, 2), [math.nan, 3.0, 3.0, 3.0])[1]
+    assert told(hurt, [1.0, 3.0, 3.0, 3.0])[0] == [[0, 0, 2, 3]], 'one window that is no number is forgotten'
     source, book = told(book, [0.1, 3.0, 3.0, 9.0])
     assert source[0][1:3] in ([0, 2], [1, 0]) and book['saved'].min() >= 0
 
@@ -153,6 +157,46 @@ def test_copies_equal_the_loop():
         w = (1 - s) * w + s / 3
         assert_near(f'token {t}', got[0, t].exp(), (w[:, None] * rows[0, :, t].exp()).sum(0), 1e-7)
     assert_near('weights', state['log_w'][0].exp(), w, 1e-8)
+
+
+@torch.no_grad()
+def test_copies_that_keep_equal_the_loop(monkeypatch):
+    """The same where evidence says who becomes whom: a slow level what the fast one is, the fast one what it was."""
+    said_then = {2: [0, 0, 2], 5: [1, 1, 2]}            # after the second chunk, and after the fifth
+    chunks_judged = []
+
+    def judge(book, nats, tokens):
+        chunks_judged.append(nats)
+        source = said_then.get(len(chunks_judged))
+        return source and torch.tensor([source]), book
+    monkeypatch.setattr(cms, 'judge', judge)
+    model, idx, s = copies('4,change', mixer='gated_deltanet', cms_step=1.0), ids(1, 29), 0.01
+    got, weights = learn(model, idx)[0], weights_of(model)
+    delta = [{name: torch.zeros_like(p) for name, (_, p) in weights.items()} for _ in range(3)]
+    recurrent, said, w = [None] * 3, None, torch.full((3,), 1 / 3, dtype=torch.float64)
+    for chunk, part in enumerate(idx.split(4, dim=1), 1):
+        own = [{name: (p.detach() + delta[r][name])[None].requires_grad_() for name, (_, p) in weights.items()}
+               for r in range(3)]
+        with torch.enable_grad():
+            logits, _, recurrent = zip(*(model(part, state=recurrent[r], fast=own[r]) for r in range(3)))
+        for t in range(part.shape[1]):
+            w = w if said is None else w * said[:, part[0, t]].exp()
+            w = (1 - s) * w / w.sum() + s / 3
+            said = torch.stack([x[0, t].detach().log_softmax(-1) for x in logits])
+            want = (w[:, None] * said.exp()).sum(0)
+            assert_near(f'chunk {chunk}, token {t}', got[0, 4 * chunk - 4 + t].exp(), want, 1e-9)
+        if 4 * chunk < 29:
+            source = said_then.get(chunk, [0, 1, 2])
+            learner = source[0]                         # it learns from this chunk as who it is from now on
+            with torch.enable_grad():
+                loss = F.cross_entropy(logits[learner][0], idx[0, 4 * chunk - 3:4 * chunk + 1])
+                grads = torch.autograd.grad(loss, [*own[learner].values()])
+            scale = 1 / max(1.0, sum(g.square().sum() for g in grads).sqrt().item())
+            delta, recurrent = [dict(delta[r]) for r in source], [[*map(cms.detached, recurrent[r])] for r in source]
+            said, w = said[source], w[source] / w[source].sum()
+            for name, g in zip(weights, grads):
+                delta[0][name] = delta[0][name] - scale * g[0]
+    assert len(chunks_judged) == 7
 
 
 @pytest.mark.parametrize('chunks', ['4', '4,change,change', '4,8,16'])
@@ -228,7 +272,9 @@ def test_kept_text_stays_readable(monkeypatch):
 @pytest.mark.parametrize('args, said', [
     (['--cms_topology=copies', '--cms_chunks=16'], 'is for reading'), (['--cms_chunks=16,change'], 'change is for'),
     (['--cms_chunks=change,16'], 'whole numbers'), (['--cms_periods=1,change'], 'whole numbers'),
-    (['--cms_share=1'], 'cms_share')])
+    (['--cms_share=1'], 'cms_share'),
+    (['--cms_topology=copies', '--cms_chunks=4,8', '--cms_share=0'], 'give one clock'),
+    (['--cms_topology=copies', '--cms_chunks=4,0,change'], 'all slow levels')])
 def test_training_in_copies_is_refused(args, said, tmp_path):
     with pytest.raises(UsageError, match=said):
         inside('train.py', f'--out_dir={tmp_path}', *args)

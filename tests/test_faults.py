@@ -74,7 +74,7 @@ def test_a_memory_that_is_not_finite_is_not_read(out_dir, tmp_path):
     args = [f'--out_dir={out_dir}', '--learn', f'--memory={memory}', '--device=cpu', '--max_new_tokens=3']
     inside('sample.py', 'x' * 70, *args)['hold'].close()
     saved = torch.load(memory)
-    next(iter(saved['state']['gathered'].values())).fill_(float('inf'))
+    next(iter(saved['state']['delta'].values())).fill_(float('inf'))
     torch.save(saved, memory)
     with pytest.raises(UserError, match='not finite; remove it'):
         inside('sample.py', 'y', *args)

@@ -51,6 +51,16 @@ def test_any_model_can_learn_while_it_reads(options, chunks, want, topology):
     assert_near('nothing has moved yet', got.log_softmax(-1), want.log_softmax(-1), 1e-12)
 
 
+def test_copies_keep_the_step_that_was_learned():
+    """Trained to learn on one clock, read with three slow levels: the fast one's step is what training learned."""
+    model = tiny('attention', cms_chunks='8')
+    with torch.no_grad():
+        model.log_step.fill_(1.7)
+    reader = load_learner(saved(model), chunks='8,change,change')
+    assert reader.model.log_step[0].item() == pytest.approx(1.7)
+    assert load_learner(saved(tiny('attention', cms_chunks='8', cms_topology='independent'))).config.cms_topology == 'independent'
+
+
 def test_checkpoint_round_trip(tmp_path):
     model, path = tiny(), tmp_path / 'ckpt.pt'
     save_checkpoint(path, saved(model))
