@@ -58,7 +58,8 @@ def test_copies_keep_the_step_that_was_learned():
         model.log_step.fill_(1.7)
     reader = load_learner(saved(model), chunks='8,change,change')
     assert reader.model.log_step[0].item() == pytest.approx(1.7)
-    assert load_learner(saved(tiny('attention', cms_chunks='8', cms_topology='independent'))).config.cms_topology == 'independent'
+    model = tiny('attention', cms_chunks='8', cms_topology='independent')
+    assert load_learner(saved(model)).config.cms_topology == 'independent'
 
 
 def test_checkpoint_round_trip(tmp_path):
