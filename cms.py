@@ -8,6 +8,10 @@ gradients gathered since (eq. 71): fast levels follow what is read, slow ones ke
     token clock       a tick is a token that was read: --cms_chunks=64,256,1024,4096. Every stream has weights of its
                       own, theta_0 at first, that move down the gradient of the loss on the tokens just read
 
+With --cms_topology=copies, which sample.py --learn takes, levels do not share the width: each has weights for all MLPs,
+the start theta_0 is the slowest, and what they say is mixed by evidence (evidence.py), so that nothing is overwritten
+that still helps: a slow level, --cms_chunks=128,change,change, follows the fast one while it recognises the text.
+
     logits, loss, state = Learner(model)(idx, targets, state)       on the token clock, called as the model is
     python cms.py     which level moves when; then two alternating sources, read by a static MLP and by the levels
 
@@ -19,7 +23,8 @@ Glossary
     theta^(l)       up, out         (2 h, D), (D, h)    the weights of a level of hidden width h, all blocks together
     theta - theta_0 delta           (B, 2 h, D), ...    how far a stream's own weights have moved
     eta^(l)         log_step        (K,)                inner step size of a level, learned in log space
-    B batch, T time, C = chunks[0] tokens that are read with the same weights, D model width, K levels
+    B batch, T time, C = chunks[0] tokens that are read with the same weights, D model width, K levels; R rows for each
+    stream: 1, or of copies K + 1, with theta_0 as the last
 """
 import contextlib
 from types import SimpleNamespace
