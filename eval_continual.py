@@ -324,13 +324,14 @@ def verdicts(found):
 
 def print_tables(found, names):
     unit = 'bits per byte' if args.protocol == 'domains' else '% of meanings right'
+    width = 2 + max(map(len, names))
     for name, runs in found.items():
         print(f'\n{name}: R, {unit}, mean over seeds; a row is what was read last, a column what is scored')
-        print(f"{'':<18}" + ''.join(f'{column:>18}' for column in names))
+        print(f"{'':<{width}}" + ''.join(f'{column:>{width}}' for column in names))
         for i in range(len(runs[0]['R'])):
             cells = [mean_and_error([abs(main_score(r['R'][i][j])) for r in runs])[0] for j in range(len(names))]
             row = 'before' if not i else names[i - len(runs[0]['R'])]
-            print(f'{row:<18}' + ''.join(f'{x:>18.3f}' for x in cells))
+            print(f'{row:<{width}}' + ''.join(f'{x:>{width}.3f}' for x in cells))
 
     def cell(pair, scale=1.0):
         mean, error = pair
