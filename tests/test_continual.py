@@ -3,7 +3,7 @@ import json
 
 import pytest
 import torch
-from test_scripts import inside, shell
+from test_scripts import inside
 
 from cli import UsageError
 from learners import LEARNERS, WINDOW, FineTuned, make, steps_for
@@ -103,10 +103,11 @@ def test_what_learners_keep():
         assert after.isfinite().all()
 
 
-def test_quick_end_to_end(tmp_path):
+def test_quick_end_to_end(tmp_path, capsys):
     """It prints and writes what it says, and what was done is not done again."""
-    args = ['--quick', f'--out_dir={tmp_path}', '--n_bytes=3000', '--learners=nothing,finetune,hope-1']
-    out = shell('eval_continual.py', *args).stdout
+    args = ['--quick', f'--out_dir={tmp_path}', '--n_bytes=2000', '--learners=nothing,finetune,hope-1']
+    inside('eval_continual.py', *args)
+    out = capsys.readouterr().out
     assert 'python train.py --seed=1' in out and 'hope-1: R, bits per byte' in out
     found = json.loads((tmp_path / 'domains.json').read_text())
     assert list(found['learners']) == ['nothing', 'finetune', 'hope-1'] and len(found['about']['steps']['clock']) == 5
@@ -116,7 +117,8 @@ def test_quick_end_to_end(tmp_path):
         assert {'gained', 'lost', 'kept', 'state_bytes', 'passes', 'seconds'} <= {*run}
     assert found['learners']['nothing']['gained'] == [0, None] and found['learners']['hope-1']['gained'][0] > 0
     assert all(line['holds'] in (True, False, None) for line in found['verdict'])
-    again = shell('eval_continual.py', *args).stdout
+    inside('eval_continual.py', *args)
+    again = capsys.readouterr().out
     assert 'train.py' not in again and again.splitlines()[-30:-1] == out.splitlines()[-30:-1]
 
 
