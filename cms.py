@@ -48,7 +48,7 @@ def parse_clock(name, text, lowest):
     """
     ticks = tuple(int(n) if n.isdecimal() and len(n) < 19 else CHANGE if i and not lowest and n == 'change' else -2
                   for i, n in enumerate(text.split(',')))
-    check(min(n + 1 if n == CHANGE else n for n in ticks) >= lowest,
+    check(min(0 if n == CHANGE else n for n in ticks) >= lowest,
           f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
     moving = [n for n in ticks if n > 0]
     check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
@@ -226,7 +226,8 @@ def learn(model, idx, state=None, moves=True):
             if logits is None:                                  # it was read in parts: once more as a whole
                 with torch.enable_grad():
                     logits = model(state['pending'], state=state['anchor'], fast=fast)[0]
-            state = (move if R == 1 else move_copies)(model, state, fast, logits, targets, training)
+            state = move(model, state, fast, logits, targets, training) if R == 1 else \
+                move_copies(model, state, fast, logits, targets)
             fast = fast_weights(model, state['delta'], training)
         part = idx[:, t:t + C - state['pending'].shape[1]] if moves else idx        # up to the chunk's end
         t, whole = t + part.shape[1], moves and part.shape[1] == C
@@ -252,10 +253,15 @@ def fast_weights(model, delta, training):
     """theta_0 + delta of every stream, {'0.0.up': (B, 2 h, D), ...}; of copies (B R, 2 h, D), the last row theta_0."""
     weights = weights_of(model)
     if n_rows(model.config) > 1:
-        delta = {name: F.pad(moved, (0, 0, 0, 0, 0, 1)).flatten(0, 1) for name, moved in delta.items()}
+        delta = {name: with_start(moved).flatten(0, 1) for name, moved in delta.items()}
     if training:
         return {name: weights[name][1] + moved for name, moved in delta.items()}
     return {name: (weights[name][1].detach() + moved).requires_grad_() for name, moved in delta.items()}
+
+
+def with_start(moved):
+    """How far the levels of copies have moved (B, K, m, n), and the start, which never does -> (B, R, m, n)."""
+    return F.pad(moved, (0, 0, 0, 0, 0, 1))
 
 
 def clipped(o, grads):
@@ -310,7 +316,7 @@ def read_out(o, logits, idx, state):
     return (log_w[..., None] + log_p).logsumexp(1), state | {'log_w': log_w[..., -1], 'said': log_p[:, :, -1]}
 
 
-def move_copies(model, state, fast, logits, targets, training):
+def move_copies(model, state, fast, logits, targets):
     """
     As move, of copies: logits (B R, C, V). The fastest level takes a step. A slower one becomes what a faster one is,
     which is the sum of its steps: on its clock, the next faster; with the clock 'change' as evidence.judge says.
@@ -346,7 +352,7 @@ def copied(state, source):
     B, R = source.shape
     stream = torch.arange(B, device=source.device)[:, None]
     def rows(x): return x.unflatten(0, (B, R))[stream, source].flatten(0, 1)
-    delta = {name: F.pad(x, (0, 0, 0, 0, 0, 1))[stream, source[:, :-1]] for name, x in state['delta'].items()}
+    delta = {name: with_start(x)[stream, source[:, :-1]] for name, x in state['delta'].items()}
     recurrent = state['recurrent'][:1] + map_state(rows, state['recurrent'][1:])
     return state | {'recurrent': recurrent, 'delta': delta,
                     'said': state['said'][stream, source], 'log_w': state['log_w'].gather(1, source).log_softmax(1)}

@@ -103,10 +103,10 @@ def train(folder, **options):
         return checkpoint['step'] >= checkpoint['run']['max_steps']
     if not whole():
         options = options | {'sample_tokens': 0, 'out_dir': out} | (TINY if args.quick else {})
-        words = ['train.py', *(f'--{name}={value}' for name, value in options.items())]
-        words = ['train.py', '--resume', f'--out_dir={out}'] if os.path.exists(path) else words
-        print(f"python {' '.join(words)}", flush=True)
-        done = subprocess.run([sys.executable, os.path.join(HERE, words[0]), *words[1:]],
+        command = ['train.py', *(f'--{name}={value}' for name, value in options.items())]
+        command = ['train.py', '--resume', f'--out_dir={out}'] if os.path.exists(path) else command
+        print(f"python {' '.join(command)}", flush=True)
+        done = subprocess.run([sys.executable, os.path.join(HERE, command[0]), *command[1:]],
                               stdout=None if sys.stdout.isatty() else subprocess.DEVNULL)
         if done.returncode or not whole():
             raise UserError(f'the base model could not be trained into {out}')
