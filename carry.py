@@ -39,9 +39,10 @@ def map_state(f, *states):
     done = {}
 
     def at(*xs):
-        if torch.is_tensor(xs[0]) and id(xs[0]) not in done:
-            done[id(xs[0])] = f(*xs)
-        return done.get(id(xs[0]), xs[0])
+        place = tuple(map(id, xs))
+        if torch.is_tensor(xs[0]) and place not in done:
+            done[place] = f(*xs)
+        return done.get(place, xs[0])
     return [{name: at(*(layer[name] for layer in layers)) for name in layers[0]} for layers in zip(*states)]
 
 

@@ -10,7 +10,8 @@ gradients gathered since (eq. 71): fast levels follow what is read, slow ones ke
 
 With --cms_topology=copies, which sample.py --learn takes, levels do not share the width: each has weights for all MLPs,
 the start theta_0 is the slowest, and what they say is mixed by evidence (evidence.py), so that nothing is overwritten
-that still helps: a slow level, --cms_chunks=128,change,change, follows the fast one while it recognises the text.
+that still helps: a slow level, --cms_chunks=128,change,change, follows the fast one while it recognises the text. It
+keeps what the recurrent memories held as well, and reads other text from there.
 
     logits, loss, state = Learner(model)(idx, targets, state)       on the token clock, called as the model is
     python cms.py     which level moves when; then two alternating sources, read by a static MLP and by the levels
@@ -33,22 +34,22 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from carry import map_state
 from cli import check
-from evidence import empty_book, judge, weigh
+from evidence import copied, empty_book, judge, n_rows, read_out, with_start
 
 TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked', 'copies')
-CHANGE = -1             # the clock of a level that is left behind where the text changes
+CHANGE, NIGHT = -1, -2  # the clocks of a level that moves where the text changes, and of one that moves in sleep alone
 
 
 def parse_clock(name, text, lowest):
     """
     '1,2,4,8' -> (1, 2, 4, 8), each a multiple of the one before. Where 0 is allowed, it is a level that never moves,
-    and 'change', of all but the first, one that moves by evidence.
+    and 'change' and 'night', of all but the first, are the clocks above.
     """
-    ticks = tuple(int(n) if n.isdecimal() and len(n) < 19 else CHANGE if i and not lowest and n == 'change' else -2
+    words = {'change': CHANGE, 'night': NIGHT} if not lowest else {}
+    ticks = tuple(int(n) if n.isdecimal() and len(n) < 19 else words.get(n, -9) if i else -9
                   for i, n in enumerate(text.split(',')))
-    check(min(0 if n == CHANGE else n for n in ticks) >= lowest,
+    check(not any(n < lowest and n not in (CHANGE, NIGHT) for n in ticks),
           f"--{name} takes whole numbers with commas between, as in 1,2,4,8, not '{text}'")
     moving = [n for n in ticks if n > 0]
     check(not any(slow % fast for fast, slow in zip(moving, moving[1:])),
@@ -169,11 +170,6 @@ def moving(model, step):
 # the token clock
 
 
-def n_rows(config):
-    """Rows that read for one stream: of copies with a read-out every level and what training learned, else one."""
-    return len(config.chunks) + 1 if config.cms_topology == 'copies' and config.cms_share else 1
-
-
 def empty_state(model, batch_size):
     """
     What `learn` goes on from: nothing read, every level at theta_0.
@@ -182,6 +178,7 @@ def empty_state(model, batch_size):
     delta, gathered     {'0.0.up': (B, 2 h, D), ...}: how far a stream's weights have moved, and its gradients since; of
                         copies delta is (B, K, 2 h, D), the fastest level first, and nothing is gathered
     learned             tokens that the weights have learned from; trace, where it stands, saves reading a chunk twice
+    kept                of copies: what is kept of the mixers' state by each level, of the blocks after the first
     log_w, said, book   of copies that are read out: evidence.py; said (B, R, V), what the rows say of the next token
     """
     o, device, weights, R = model.config, model.embed.weight.device, weights_of(model), n_rows(model.config)
@@ -193,8 +190,14 @@ def empty_state(model, batch_size):
         return state | {'delta': zeros, 'gathered': zeros}
     zeros = model.embed.weight.new_zeros(batch_size, R, o.vocab_size)
     return state | {'delta': {name: p.new_zeros(batch_size, R - 1, *p.shape) for name, (_, p) in weights.items()},
-                    'log_w': zeros[:, :, 0].log_softmax(1), 'said': zeros,
-                    'book': empty_book(batch_size, R - 2, device)}
+                    'log_w': zeros[:, :, 0].log_softmax(1), 'said': zeros, 'kept': [*map(lasting, recurrent[1:])],
+                    'book': empty_book(batch_size, o.chunks.count(CHANGE), o.chunks.count(NIGHT), device)}
+
+
+def lasting(tensors):
+    """Of an empty mixer's state, what keeps its size, to be kept by a level; nothing of attention, which grows."""
+    tensors = {name: x for name, x in tensors.items() if torch.is_tensor(x)}
+    return tensors if all(x.numel() for x in tensors.values()) else {}
 
 
 def learn(model, idx, state=None, moves=True):
@@ -259,11 +262,6 @@ def fast_weights(model, delta, training):
     return {name: (weights[name][1].detach() + moved).requires_grad_() for name, moved in delta.items()}
 
 
-def with_start(moved):
-    """How far the levels of copies have moved (B, K, m, n), and the start, which never does -> (B, R, m, n)."""
-    return F.pad(moved, (0, 0, 0, 0, 0, 1))
-
-
 def clipped(o, grads):
     """Gradients of a level, {name: (B, m, n)}, of norm at most cms_clip in each stream."""
     square = sum(g.square().sum((1, 2), keepdim=True) for g in grads.values())                  # (B, 1, 1)
@@ -304,18 +302,6 @@ def move(model, state, fast, logits, targets, training):
 # copies: levels with weights of their own for the same MLPs, the start that training learned as the slowest
 
 
-def read_out(o, logits, idx, state):
-    """
-    The levels' logits (B R, T, V) at tokens idx (B, T) -> the logarithm of their mixture (B, T, V), and the state with
-    what these tokens say of the levels.
-    """
-    log_p = logits.log_softmax(-1).unflatten(0, (len(idx), -1))                                 # (B, R, T, V)
-    gave = torch.cat([state['said'][:, :, None], log_p[:, :, :-1]], dim=2)      # each token was predicted one before it
-    gave = gave.gather(3, idx[:, None, :, None].expand(-1, log_p.shape[1], -1, 1))[..., 0]      # (B, R, T)
-    log_w = weigh(state['log_w'], gave, o.cms_share)
-    return (log_w[..., None] + log_p).logsumexp(1), state | {'log_w': log_w[..., -1], 'said': log_p[:, :, -1]}
-
-
 def move_copies(model, state, fast, logits, targets):
     """
     As move, of copies: logits (B R, C, V). The fastest level takes a step. A slower one becomes what a faster one is,
@@ -334,7 +320,7 @@ def move_copies(model, state, fast, logits, targets):
         loss = nats[stream, learner].sum() / C
         grads = torch.autograd.grad(loss, [*fast.values()], retain_graph=True)                  # (B R, m, n)
     grads = {name: grad.unflatten(0, (B, R))[stream, learner] for name, grad in zip(fast, grads)}
-    state = state if source is None else copied(state, source)
+    state = state if source is None else copied(state, source, restart=True)
     step = model.log_step[0].detach().exp()
     delta = {name: torch.cat([state['delta'][name][:, :1] - step * grad[:, None], state['delta'][name][:, 1:]], dim=1)
              for name, grad in clipped(o, grads).items()}
@@ -347,15 +333,38 @@ def move_copies(model, state, fast, logits, targets):
     return state | {'anchor': state['recurrent']}
 
 
-def copied(state, source):
-    """The state in which level l of stream b is what source[b, l] was, source (B, R)."""
-    B, R = source.shape
-    stream = torch.arange(B, device=source.device)[:, None]
-    def rows(x): return x.unflatten(0, (B, R))[stream, source].flatten(0, 1)
-    delta = {name: with_start(x)[stream, source[:, :-1]] for name, x in state['delta'].items()}
-    recurrent = state['recurrent'][:1] + map_state(rows, state['recurrent'][1:])
-    return state | {'recurrent': recurrent, 'delta': delta,
-                    'said': state['said'][stream, source], 'log_w': state['log_w'].gather(1, source).log_softmax(1)}
+def cleared(model, state):
+    """The state of copies with no text before it: what the levels know, and what each keeps of the recurrent state."""
+    B, device = len(state['pending']), state['pending'].device
+    empty = empty_state(model, B)
+    kept = copied(state, torch.arange(n_rows(model.config), device=device).expand(B, -1), restart=True)['kept']
+    recurrent = empty['recurrent'][:1] + [nothing | old for nothing, old in zip(empty['recurrent'][1:], kept)]
+    return empty | {'recurrent': recurrent, 'anchor': recurrent, 'kept': kept, 'delta': state['delta'],
+                    'book': state['book']}
+
+
+def describe(model, state):
+    """
+    {'level_0': '..', ..}: how often each level of the first stream has moved and how far, also as a share of where it
+    began, or what it has saved; and, where levels are read out, how much each is believed now.
+    """
+    rows, copies = {}, 'log_w' in state
+    believed = [f', believed to {100 * w:.1f} %' for w in state['log_w'][0].exp().tolist()] if copies else []
+    for level, chunk in enumerate(model.config.chunks):
+        squares, start = 0.0, 0.0
+        for name, (its, p) in weights_of(model).items():
+            if copies or its == level and chunk:
+                delta = state['delta'][name][0, level] if copies else state['delta'][name][0]
+                squares = squares + delta.double().square().sum()                       # of what is large, too
+                start = start + p.detach().square().sum()
+        if chunk:
+            moved = squares.sqrt().item()
+            when = f"every {chunk:,} tokens, {state['learned'] // chunk:,} moves" if chunk > 0 else \
+                f"keeps, saved {state['book']['saved'][0, level].item():,.0f} nats" if chunk == CHANGE else \
+                f"made in sleep, of what had saved {state['book']['slept'][0].item():,.0f} nats"
+            rows[f'level_{level}'] = f'{when}, change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)' \
+                                     + (believed[level] if copies else '')
+    return rows | ({'start': f'as trained{believed[-1]}'} if copies else {})
 
 
 class Learner(nn.Module):

@@ -43,7 +43,7 @@ from tokenizer import encode
 one_line_errors()
 HERE = os.path.dirname(os.path.abspath(__file__))
 DOMAINS, CHOOSE_BY = 'pip:torch:.h,pip:torch:.yaml,pip:torch:.cmake', 'pip:numpy:.f90,.f'      # Fortran
-CODE = ('eval_continual.py', 'learners.py', 'cms.py', 'evidence.py', 'languages.py', 'corpora.py')  # results are of it
+CODE = [f'{name}.py' for name in 'eval_continual learners cms evidence sleep languages corpora'.split()]
 BASE = 8                        # times n_bytes of the base text are at hand, 5 % of its corpus, for those who keep some
 
 
@@ -55,7 +55,8 @@ class Continual:
     seeds: int = 3                      # base models, each with texts of its own
     domains: str = DOMAINS              # texts: what --data of train.py takes, of a package with its suffix
     n_bytes: int = 50_000               # domains: of each text that is read; a fifth as much is scored
-    n_lines: int = 300                  # languages: that are read; a sixth as many are scored
+    n_languages: int = 2                # languages: how many are read, one after the other
+    n_lines: int = 600                  # languages: of each that is read; a sixth as many are scored
     out_dir: str = 'out-continual'      # where base models and results are kept
     json: str = ''                      # the file of results ('' = OUT_DIR/PROTOCOL.json)
     quick: bool = False                 # tiny models, little text, one seed: whether it works, not how well
@@ -63,8 +64,9 @@ class Continual:
     def __post_init__(self):
         check(self.protocol in ('domains', 'languages'), f"--protocol is domains or languages, not '{self.protocol}'")
         words('learners', self.learners, LEARNERS)
-        for name in ('seeds', 'n_bytes', 'n_lines'):
+        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
+        check(self.n_languages <= 26, f'--n_languages must be at most 26, not {self.n_languages}')
         check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')
         if self.quick:
             self.seeds, self.n_bytes, self.n_lines = 1, min(self.n_bytes, 6_000), min(self.n_lines, 30)
@@ -118,11 +120,11 @@ def base_model(seed):
     folder = f"{args.protocol}-{seed}{'-quick' * args.quick}"
     if args.protocol == 'domains':
         path = train(folder, seed=seed)
-    else:               # that there is something to recall is found in short rows
-        options = dict(data='languages', start_lr=0.1, seed=seed)
-        short = train(f'{folder}-short', **options, block_size=128, batch_size=32, max_steps=800, eval_every=800)
-        path = train(folder, **options, init_from=short, block_size=512, batch_size=8, max_steps=500, eval_every=500,
-                     learning_rate=2e-3)
+    else:               # that there is something to recall is found in short rows; long ones have all words
+        options, path = dict(data='languages', start_lr=0.1, seed=seed), None
+        for name, T, n, steps in (('-short', 128, 32, 800), ('-middle', 512, 8, 500), ('', 2048, 2, 1000)):
+            more = dict(init_from=path, learning_rate=2e-3) if path else {}
+            path = train(folder + name, **options, block_size=T, batch_size=n, max_steps=steps, eval_every=500, **more)
     checkpoint = load_checkpoint(path)
     return checkpoint, load_tokenizer(checkpoint, path)
 
@@ -160,8 +162,8 @@ def texts(enc, seed):
     """The base text, those that are read one after the other, and the one that step sizes are chosen by."""
     if args.protocol == 'domains':
         return [domain(name, enc, seed) for name in ('python', *args.domains.split(','))], domain(CHOOSE_BY, enc, seed)
-    none = Text('none', torch.empty(0, dtype=torch.long), [])
-    return [none] + [language(name, enc, seed) for name in 'AB'], language('steps', enc, seed)
+    none, names = Text('none', torch.empty(0, dtype=torch.long), []), [chr(65 + i) for i in range(args.n_languages)]
+    return [none] + [language(name, enc, seed) for name in names], language('steps', enc, seed)
 
 
 # -----------------------------------------------------------------------------
@@ -194,7 +196,8 @@ def score(text, reader, state, enc):
 
 def kept_result(key, make_result):
     """A result from OUT_DIR, or made and kept there. key: all that it depends on."""
-    about = json.dumps({**key, 'args': [args.protocol, args.domains, args.n_bytes, args.n_lines, args.quick]})
+    about = json.dumps({**key, 'args': [args.protocol, args.domains, args.n_bytes, args.n_languages, args.n_lines,
+                                        args.quick]})
     about += ''.join(hashlib.sha256(read_file(os.path.join(HERE, file))).hexdigest() for file in CODE)
     path = os.path.join(args.out_dir, 'results', hashlib.sha256(about.encode()).hexdigest()[:20] + '.json')
     if os.path.exists(path):

@@ -23,6 +23,8 @@ Glossary (fixed share: Herbster and Warmuth 1998, "Tracking the Best Expert")
 import torch
 import torch.nn.functional as F
 
+from carry import map_state
+
 WINDOW = 16             # chunks between two moves of the slow levels
 KNOWN, LEAST = 0.5, 0.3 # of what a level usually gains, and nats per token: so much it must gain to recognise a text
 
@@ -37,62 +39,120 @@ def weigh(log_w, log_p, share):
     return torch.stack(out, dim=2).log()
 
 
-def empty_book(B, K, device=None):
+def empty_book(B, K, nights=0, device=None):
     """
-    What is known of the levels: nats (B, R), their losses since the slow ones last could move, summed over so many
-    chunks; usual (B, K), what a slow level usually gains, in nats per token; saved (B, 1 + K), nats by which the fast
-    level was ahead of all others, since it was kept or went back, and in all windows after which each slow level moved.
+    What is known of the levels, K slow ones that keep, and those that stay, of which the last is what training learned:
+    nats (2, B, R), their losses since the slow ones last could move, summed over so many chunks, and over the last
+    quarter of them; usual (B, K), what a slow level usually gains over those that stay, in nats per token; saved
+    (B, 1 + K), nats gained by the fast level on text that no slow one recognises, and on all text that each slow one
+    recognised; slept (B,), what had been saved by all that sleep has made one (sleep.py).
     """
-    return {'nats': torch.zeros(B, K + 2, device=device), 'chunks': 0, 'usual': torch.zeros(B, K, device=device),
-            'saved': torch.zeros(B, K + 1, device=device)}
+    def zeros(*shape): return torch.zeros(*shape, device=device)
+    return {'nats': zeros(2, B, K + 2 + nights), 'chunks': 0, 'usual': zeros(B, K), 'saved': zeros(B, 1 + K),
+            'slept': zeros(B)}
 
 
 def judge(book, nats, tokens):
     """
     Whether the slow levels move, after a chunk and before anybody learns from it.
 
-    nats    (B, R) mean loss of each level on the chunk, of so many tokens
+    nats    (B, R) mean loss of each level on the chunk, of so many tokens: the fast one, the slow ones, those that stay
     returns source (B, R), level l is from now on what level source[l] is now, or None, nobody moves; and the new book
 
-    It happens every WINDOW chunks. A slow level recognises the text if it gains about as much over what training
-    learned as it usually does.
+    It happens every WINDOW chunks. A slow level recognises the text if it gains about as much as it usually does over
+    the best of those that stay, in the window and in its last quarter.
 
     recognised      by the slow level that reads it best: if the fast level reads it better, the slow one becomes what
                     the fast one is, which has learned more of it; if not, the fast one becomes what the slow one is
-    new             what the fast level knows is kept in the place of the slow level that has saved least, as soon as it
-                    has saved more itself
+    new             to all, in the window and in its last quarter: what the fast level knows is kept in the place of the
+                    slow level that has saved least, as soon as it has saved twice that itself (until then it is in the
+                    fast level alone). If one that stays reads it better, the fast level begins anew from there
+    neither         the text has changed on the way: nobody moves
     """
-    book = book | {'nats': book['nats'] + nats.to(book['nats'].dtype), 'chunks': book['chunks'] + 1}
-    if book['chunks'] < WINDOW or nats.shape[1] == 2:
+    count, quarter = book['chunks'] + 1, WINDOW - WINDOW * 3 // 4
+    late = float(count > WINDOW - quarter)
+    summed = book['nats'] + torch.stack([nats, late * nats]).to(book['nats'].dtype)
+    book = book | {'nats': summed, 'chunks': count}
+    K = book['usual'].shape[1]
+    if count < WINDOW or K == 0:
         return None, book
     (B, R), stream = nats.shape, torch.arange(len(nats), device=nats.device)
-    nats, usual, saved = book['nats'] / WINDOW, book['usual'].clone(), book['saved'].clone()
-    fast, slow, start = nats[:, 0], nats[:, 1:-1], nats[:, -1]
+    usual, saved = book['usual'].clone(), book['saved'].clone()
+    nats = torch.stack([summed[0] / WINDOW, summed[1] / quarter])
+    fast, slow, stay = nats.split([1, K, R - 1 - K], dim=2)
+    best_to_stay = stay[0].argmin(1)
+    fast, start = fast[..., 0], stay[:, stream, best_to_stay]                       # (2, B) both; slow (2, B, K)
 
-    # who recognises it, and what it saves that the fast level is there
-    gain = start[:, None] - slow                                                    # (B, K)
-    recognises = (usual > 0) & (gain > (KNOWN * usual).clamp(min=LEAST))
+    # who recognises it, and what it saves that a level has learned it
+    helps = (usual > 0) & (start[..., None] - slow > (KNOWN * usual).clamp(min=LEAST))          # (2, B, K)
+    recognises, new = helps.all(0), ~helps.any(0).any(1)
     known = recognises.any(1)
-    lead = tokens * WINDOW * (nats[:, 1:].amin(1) - fast)
-    saved[:, 0] = torch.where(known, 0, saved[:, 0] + lead.nan_to_num())
+    best = slow[0].masked_fill(~recognises, torch.inf).argmin(1)
+    gain = start[0] - torch.where(known, torch.fmin(fast[0], slow[0, stream, best]), fast[0])
+    saves = (tokens * WINDOW * gain).nan_to_num()
+    saved[:, 0] = torch.where(new, saved[:, 0] + saves, saved[:, 0]).clamp(min=0)
 
     # the slow level that is concerned, and who becomes whom
-    best = slow.masked_fill(~recognises, torch.inf).argmin(1)
     place = torch.where(known, best, saved[:, 1:].argmin(1))
-    ahead = fast <= slow[stream, place]
-    gains = (saved[:, 0] > saved[stream, 1 + place]) & (start - fast > LEAST)       # else nobody would recognise it
-    keep = torch.where(known, ahead, gains)
+    ahead = fast[0] <= slow[0, stream, place]
+    gains = (saved[:, 0] > 2 * saved[stream, 1 + place]) & (start - fast > LEAST).all(0)    # else nobody recognises it
+    keep, anew = torch.where(known, ahead, new & gains), new & (start < fast).all(0)
     source = torch.arange(R, device=nats.device).repeat(B, 1)
     source[stream, 1 + place] = torch.where(keep, 0, 1 + place)
-    source[:, 0] = torch.where(known & ~ahead, 1 + place, 0)
+    source[:, 0] = torch.where(known & ~ahead, 1 + place, torch.where(anew, 1 + K + best_to_stay, 0))
 
-    # what it has saved now, and what it usually gains
-    saved_more = torch.where(known, saved[stream, 1 + place] + lead.clamp(min=0), saved[:, 0])
-    saved[stream, 1 + place] = torch.where(known | keep, saved_more, saved[stream, 1 + place])
-    saved[:, 0] = saved[:, 0].masked_fill(keep, 0)
-    before, now = usual[stream, place], start - torch.minimum(fast, slow[stream, place])
-    usual[stream, place] = torch.where(known, before + (now - before) / 4, torch.where(keep, start - fast, before))
-    return source, {'nats': torch.zeros_like(nats), 'chunks': 0, 'usual': usual, 'saved': saved}
+    # what it has saved now, and what it usually gains: what the fast level has saved goes to who becomes what it is
+    its, before = saved[stream, 1 + place], usual[stream, place]
+    saved[stream, 1 + place] = torch.where(known, its + saves, its.masked_fill(keep, 0)) + keep * saved[:, 0]
+    saved[:, 0] = saved[:, 0].masked_fill(known | keep, 0)
+    usual[stream, place] = torch.where(known, before + (gain - before) / 4, torch.where(keep, gain, before))
+    return source, book | {'nats': torch.zeros_like(summed), 'chunks': 0, 'usual': usual, 'saved': saved}
+
+
+# -----------------------------------------------------------------------------
+# levels as rows of a batch, in the state of cms.learn
+
+
+def n_rows(config):
+    """Rows that read for one stream: of copies with a read-out every level and what training learned, else one."""
+    return len(config.chunks) + 1 if config.cms_topology == 'copies' and config.cms_share else 1
+
+
+def read_out(o, logits, idx, state):
+    """
+    The levels' logits (B R, T, V) at tokens idx (B, T) -> the logarithm of their mixture (B, T, V), and the state with
+    what these tokens say of the levels.
+    """
+    log_p = logits.log_softmax(-1).unflatten(0, (len(idx), -1))                                 # (B, R, T, V)
+    gave = torch.cat([state['said'][:, :, None], log_p[:, :, :-1]], dim=2)      # each token was predicted one before it
+    gave = gave.gather(3, idx[:, None, :, None].expand(-1, log_p.shape[1], -1, 1))[..., 0]      # (B, R, T)
+    log_w = weigh(state['log_w'], gave, o.cms_share)
+    return (log_w[..., None] + log_p).logsumexp(1), state | {'log_w': log_w[..., -1], 'said': log_p[:, :, -1]}
+
+
+def with_start(moved):
+    """How far the levels of copies have moved (B, K, m, n), and the start, which never does -> (B, R, m, n)."""
+    return F.pad(moved, (0, 0, 0, 0, 0, 1))
+
+
+def copied(state, source, restart=False):
+    """
+    The state in which level l of stream b is what source[b, l] was, source (B, R). What a level knows is how far its
+    weights have moved and what it keeps of the recurrent memories: the fastest what it has read so far, a slow one what
+    it was given, the start nothing. restart: all but the fastest read on from what they keep.
+    """
+    B, R = source.shape
+    stream = torch.arange(B, device=source.device)[:, None]
+    def rows(x): return x.unflatten(0, (B, R))[stream, source].flatten(0, 1)
+    def fast_of(x, y): return torch.cat([x.unflatten(0, (B, R))[:, :1], y.unflatten(0, (B, R))[:, 1:]], 1).flatten(0, 1)
+    delta = {name: with_start(x)[stream, source[:, :-1]] for name, x in state['delta'].items()}
+    first, *later = state['recurrent']
+    kept = map_state(lambda old, now: rows(fast_of(now, old)), state['kept'], later)
+    later = map_state(rows, later)
+    if restart:
+        later = [now | old for now, old in zip(later, map_state(lambda old, now: fast_of(now, old), kept, later))]
+    return state | {'recurrent': [first, *later], 'kept': kept, 'delta': delta,
+                    'said': state['said'][stream, source], 'log_w': state['log_w'].gather(1, source).log_softmax(1)}
 
 
 # -----------------------------------------------------------------------------

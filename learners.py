@@ -11,6 +11,7 @@ Learners: what reads one text after another, in as many ways as people have trie
     ewc         ... held by the Fisher information                      evidence (evidence.py), with an empty state
     replay-P    ... beside P % of all that was read before, the base model's corpus among it
     clocks      as hope-3, but its slow levels follow every 2,048, 16,384 and 65,536 tokens, whatever is read
+    sleep-N     as hope-N, and after every 16,384 tokens its levels become one that stays (sleep.py)
 
 Does NOT include: learners that are told which text they are asked about.
 """
@@ -21,26 +22,28 @@ import torch
 import torch.nn.functional as F
 
 from cli import show_status
-from cms import Learner, empty_state
+from cms import Learner, cleared
 from machine import load_learner, load_model
 from model import state_bytes
+from sleep import Sleeper
 
 LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'clocks', 'hope-0', 'hope-1',
-            'hope-2', 'hope-3')
+            'hope-2', 'hope-3', 'sleep-1')
 STEPS = {'finetune': (1e-4, 3e-4, 1e-3, 2e-3, 4e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
 WINDOW = 256                    # tokens of a step of fine-tuning
+DAY = 16384                     # tokens between two nights of sleep-N
 
 
 def steps_for(name, chosen):
     """Of the steps that were chosen, {'finetune', 'ewc', 'clock'}, those that a learner uses."""
     uses = {'nothing': [], 'icl': [], 'ewc': ['finetune', 'ewc'], 'clock': ['clock'], 'clocks': ['clock'],
-            'hope': ['clock']}
+            'hope': ['clock'], 'sleep': ['clock']}
     return {kind: chosen[kind] for kind in uses.get(name.partition('-')[0], ['finetune']) if kind in chosen}
 
 
 def make(name, checkpoint, steps, base):
     """A learner with the steps that it uses."""
-    if name.partition('-')[0] in ('nothing', 'icl', 'clock', 'clocks', 'hope'):
+    if name.partition('-')[0] in ('nothing', 'icl', 'clock', 'clocks', 'hope', 'sleep'):
         return Stream(name, checkpoint, steps.get('clock', 0.0))
     return FineTuned(name, checkpoint, steps['finetune'], base, steps.get('ewc', 0.0))
 
@@ -63,15 +66,18 @@ def read(reader, tokens, state=None, what=None):
 
 
 class Stream:
-    """nothing, icl, clock, clocks, hope-N: one stream that goes on, of a reader that may learn from it."""
+    """nothing, icl, clock, clocks, hope-N, sleep-N: one stream that goes on, of a reader that may learn from it."""
     def __init__(self, name, checkpoint, step):
         self.name, self.state = name, None
         kind, _, levels = name.partition('-')
-        if kind in ('clock', 'clocks', 'hope'):
+        if kind in ('clock', 'clocks', 'hope', 'sleep'):
             slow = ['2048', '16384', '65536'] if kind == 'clocks' else ['change'] * int(levels or 0)
+            slow += ['night'] * (kind == 'sleep')
             chunks, share = ','.join(['128', *slow]), 0.0 if kind == 'clock' else -1.0
             self.reader = load_learner(checkpoint, chunks=chunks, step=step, share=share).eval()
             self.scorer = Learner(self.reader.model, moves=False).eval()
+            if kind == 'sleep':                         # the last token of every tokenizer is the end of a text
+                self.reader = Sleeper(self.reader, DAY, first=self.reader.config.vocab_size - 1)
         else:
             self.reader = self.scorer = load_model(checkpoint).eval()
 
@@ -80,11 +86,10 @@ class Stream:
             self.state = read(self.reader, text.tokens, self.state, f'{self.name} reads {text.name}:')[2]
 
     def to_score(self):
-        """icl remembers in its state alone; what a learner knows is in its levels: its state is emptied."""
-        if self.name in ('nothing', 'icl') or self.state is None:
+        """What it has read last is all the context that icl and clock have; with levels, each has what it keeps."""
+        if self.name in ('nothing', 'icl', 'clock') or self.state is None:
             return self.scorer, self.state
-        kept = {name: self.state[name] for name in ('delta', 'book') if name in self.state}
-        return self.scorer, empty_state(self.reader.model, 1) | kept
+        return self.scorer, cleared(self.reader.model, self.state)
 
     def bytes(self):
         """Of all that it remembers."""

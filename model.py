@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from attention import Attention
 from cli import UsageError, UserError, build, check
-from cms import CHANGE, CMS, TOPOLOGIES, parse_clock
+from cms import CHANGE, CMS, NIGHT, TOPOLOGIES, parse_clock
 from kernels import at_least_float32
 from memory import RECURRENT, Recurrent
 from titans import DEEP, DeepMemory
@@ -107,15 +107,16 @@ class Config:
               f'--cms_periods={self.cms_periods} and --cms_chunks={self.cms_chunks} name different numbers of levels')
         check(not self.chunks or self.chunks[0], f'--cms_chunks={self.cms_chunks}: the fastest level must move')
         copies = self.cms_topology == 'copies'
-        check(copies or CHANGE not in self.chunks,
-              f'--cms_chunks={self.cms_chunks}: change is for --cms_topology=copies')
+        by_text = [n for n in self.chunks if n < 0]
+        check(copies or not by_text,
+              f'--cms_chunks={self.cms_chunks}: change and night are for --cms_topology=copies')
         check(self.cms_share == 0 or 1e-9 <= self.cms_share < 1,
               f'--cms_share must be 0, or at least 1e-9 and below 1, not {self.cms_share}')
         check(self.n_level == 1 or not copies or self.cms_share > 0,
               f'--cms_chunks={self.cms_chunks}: with --cms_share=0 nobody reads what slow levels keep; give one clock')
         check(not copies or set(self.periods) == {1}, '--cms_topology=copies is for --cms_chunks, not --cms_periods')
-        check(CHANGE not in self.chunks or {*self.chunks[1:]} == {CHANGE},
-              f'--cms_chunks={self.cms_chunks}: all slow levels are to change, or none')
+        check(not by_text or len(by_text) == len(self.chunks) - 1 and NIGHT not in by_text[:-1] and CHANGE in by_text,
+              f'--cms_chunks={self.cms_chunks}: either all slow levels are to change, but for a last night, or none')
         check(self.n_hidden >= self.n_level, f'--n_hidden={self.n_hidden} is too small for {self.n_level} levels')
         check(self.cms_topology != 'stacked' or self.n_level <= self.n_layer,
               f'--cms_topology=stacked spreads n_layer={self.n_layer} over the levels, and there are {self.n_level}')

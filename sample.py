@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, plain, print_block, read_args
-from cms import weights_of
+from cms import describe
 from machine import (load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner, pick_checkpoint,
                      pick_device, save_memory)
 from model import check_finite, state_bytes, stream
@@ -199,28 +199,9 @@ def keep(tokens, state):
 
 
 def print_memory(state):
-    """
-    What is in a memory file: how much was read, how far each level has moved, also as a share of where it began, and,
-    where levels are read out, how much each is believed now.
-    """
+    """What is in a memory file: how much was read, and what each level holds."""
     print_block(memory=args.memory, tokens_read=state['learned'] + state['pending'].shape[1],
-                tokens_learned=state['learned'], bytes=os.path.getsize(args.memory))
-    believed = [f', believed to {100 * w:.1f} %' for w in state['log_w'][0].exp().tolist()] if 'log_w' in state else []
-    for level, chunk in enumerate(model.config.chunks):
-        squares, start = 0.0, 0.0
-        for name, (its, p) in weights_of(model).items():
-            if believed or its == level and chunk:
-                delta = state['delta'][name][:, level] if believed else state['delta'][name]
-                squares = squares + delta.double().square().sum()                       # of what is large, too
-                start = start + p.detach().square().sum()
-        if chunk:
-            moved = squares.sqrt().item()
-            when = f"every {chunk:,} tokens, {state['learned'] // chunk:,} moves" if chunk > 0 else \
-                f"keeps, saved {state['book']['saved'][0, level].item():,.0f} nats"
-            print_block(**{f'level_{level}': f'{when}, change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)'
-                                             + (believed[level] if believed else '')})
-    if believed:
-        print_block(start=f'as trained{believed[-1]}')
+                tokens_learned=state['learned'], bytes=os.path.getsize(args.memory), **describe(model, state))
 
 
 # -----------------------------------------------------------------------------

@@ -1,0 +1,274 @@
+"""
+Sleep: what several levels learned in the day becomes one level's, so that the others are free again (the paper's
+follow-up, "Language Models Need Sleep": memory consolidation).
+
+A reader that learns (sample.py --learn) keeps a text in each of its slow levels (evidence.py). Once all are taken, a
+new text must take another's place. Asleep nothing is read, and no text was stored that could be read again:
+
+    1   every level that holds something dreams: it writes texts by itself, with its own weights, from what it keeps of
+        the recurrent memories; of each level as many as its share of what was saved
+    2   one level, at first the mean of them all, learns to answer on each dream as the level does that dreamed it: down
+        the gradient of KL(dreamer || it), for its MLPs and for what it keeps of the recurrent memories
+    3   it is the slowest but for the start, --cms_chunks=128,change,change,night, and stays as it is until the next
+        night; the other levels are at the start again
+
+    python sample.py --learn --memory=me.pt --score=book.txt        a day
+    python sleep.py --memory=me.pt                                  a night: its dreams, and what is left of each level
+    python sample.py --learn --sleep_every=16384 --score=book.txt   a night after every so many tokens
+
+Does NOT include: the paper's second stage (dreams that are rewarded by a probe), experts that grow with every sleep,
+imitation by reinforcement, the optimizer clock.
+
+paper: a level's knowledge moves into new low-rank experts of the next slower one, pair by pair. here: all levels at
+once into one of full rank, because the start stays as it is and is read beside it: nothing has to be protected.
+"""
+import contextlib
+import sys
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+
+from cli import UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args, show_status
+from cms import NIGHT, cleared, describe, empty_state, weights_of
+from machine import (load_checkpoint, load_learner, load_memory, load_tokenizer, owner, pick_checkpoint, pick_device,
+                     save_memory)
+from model import sample
+
+BATCH = 4               # dreams of a step
+
+
+# -----------------------------------------------------------------------------
+# a level by itself
+
+
+def level_of(model, state, level):
+    """
+    What a level of a cleared state knows: its MLPs' weights, {'0.0.up': (1, 2 h, D), ..}, and what it keeps of the
+    mixers' state, [{name: (1, ..)}, ..] of the blocks after the first. The last level is the start.
+    """
+    moved = state['delta']
+    weights = {name: p.detach()[None] + (moved[name][:, level] if level < moved[name].shape[1] else 0)
+               for name, (_, p) in weights_of(model).items()}
+    return weights, [{name: x[level:level + 1] for name, x in block.items()} for block in state['kept']]
+
+
+def begin(model, kept, n):
+    """The mixers' state of n rows that begin with what a level keeps."""
+    first, *later = model.init_state(n)
+    return [first] + [empty | {name: x.expand(n, *x.shape[1:]) for name, x in block.items()}
+                      for empty, block in zip(later, kept)]
+
+
+@torch.no_grad()
+def dream(model, known, first, n, length, generator, temperature=1.0):
+    """n texts that a level (level_of) writes by itself: tokens (n, 1 + length), each begun with the token `first`."""
+    weights, kept = known
+    state, token = begin(model, kept, n), torch.full((n, 1), first, device=model.embed.weight.device)
+    text = [token]
+    for _ in range(length):
+        logits, _, state = model(token, state=state, fast=weights)
+        token = sample(logits[:, -1], temperature, generator=generator)[:, None]                # (n, V) -> (n, 1)
+        text.append(token)
+    return torch.cat(text, dim=1)
+
+
+def answers(model, known, idx):
+    """Log probabilities (n, T, V) of a level at dreams (n, T)."""
+    weights, kept = known
+    return model(idx, state=begin(model, kept, len(idx)), fast=weights)[0].log_softmax(-1)
+
+
+def divergence(model, dreamer, learner, idx):
+    """KL(dreamer || learner) at idx (n, T), mean over tokens, in nats."""
+    with torch.no_grad():
+        log_p = answers(model, dreamer, idx)
+    return (log_p.exp() * (log_p - answers(model, learner, idx))).sum(-1).mean()
+
+
+# -----------------------------------------------------------------------------
+# a night
+
+
+def dreamers(state):
+    """
+    {level: its share of what all have saved}, of the levels that hold something. The fast one, level 0, knows best what
+    was read last, and has a mean share at least.
+    """
+    book, levels = state['book'], next(iter(state['delta'].values())).shape[1]
+    saved = book['saved'][0].tolist() + book['slept'].tolist()
+    held = [level for level in range(levels) if any(moved[:, level].any() for moved in state['delta'].values())]
+    slow = [saved[level] for level in held if level]
+    saved[0] = max(saved[0], sum(slow) / max(1, len(slow)), 1.0)
+    return {level: saved[level] / sum(saved[i] for i in held) for level in held}
+
+
+def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, seed=0, note=lambda text: None):
+    """
+    The state of one stream of copies after a night, and what came of it.
+
+    model       its last clock is 'night'
+    state       as cms.learn returns it, also of a model whose last clock was 'change'
+    first       the token that dreams begin with
+    n_dreams    of all levels together, length tokens each; an eighth of them are not learned from
+    rate        of Adam, at first; it falls to 0
+    returns     the new state, its context cleared, or the old one if no level holds anything; and a list of {'level',
+                'share', 'dreams' (tokens), 'start', 'mean', 'left': nats by which the start, the mean of the levels,
+                and the level that learned miss the dreamer, on dreams not learned from}
+    """
+    assert len(state['pending']) == 1, f"one stream sleeps at a time, not {len(state['pending'])}"
+    assert model.config.chunks[-1] == NIGHT, f'nothing moves in sleep with --cms_chunks={model.config.cms_chunks}'
+    shares, day = dreamers(state), cleared(model, state)
+    if not shares:
+        return state, []
+    generator = torch.Generator(device=model.embed.weight.device).manual_seed(seed)
+    known = {level: level_of(model, day, level) for level in shares}
+    texts, found = {}, []
+    for level, share in shares.items():
+        note(f'level {level} dreams')
+        texts[level] = dream(model, known[level], first, max(16, round(share * n_dreams)), length, generator)
+
+    def mean(parts): return sum(shares[level] * part for level, part in zip(shares, parts))
+    weights = {name: mean([known[level][0][name] for level in shares]) for name in known[min(shares)][0]}
+    kept = [{name: mean([known[level][1][i][name] for level in shares]) for name in block}
+            for i, block in enumerate(day['kept'])]
+    probes = {level: text[:max(1, len(text) // 8)] for level, text in texts.items()}
+    with torch.no_grad():
+        for level, share in shares.items():
+            start = level_of(model, day, len(model.config.chunks))
+            found.append({'level': level, 'share': share, 'dreams': texts[level],
+                          'start': divergence(model, known[level], start, probes[level]).item(),
+                          'mean': divergence(model, known[level], (weights, kept), probes[level]).item()})
+    weights, kept = distil(model, known, texts, shares, weights, kept, steps, rate, generator, note)
+    with torch.no_grad():
+        for row in found:
+            row['left'] = divergence(model, known[row['level']], (weights, kept), probes[row['level']]).item()
+    learned = state['learned'] + state['pending'].shape[1]      # what was pending is forgotten
+    return morning(model, day, learned, weights, kept), found
+
+
+def distil(model, known, texts, shares, weights, kept, steps, rate, generator, note):
+    """The weights and what is kept (level_of) after so many steps down KL(dreamer || learner) on all but the probes."""
+    weights = {name: x.clone().requires_grad_() for name, x in weights.items()}
+    kept = [{name: x.clone().requires_grad_() for name, x in block.items()} for block in kept]
+    params = [*weights.values()] + [x for block in kept for x in block.values()]
+    optimizer = torch.optim.Adam(params, lr=rate, betas=(0.9, 0.95))
+    levels, chances = list(shares), torch.tensor(list(shares.values()), device=generator.device)
+    for step in range(steps):
+        level = levels[torch.multinomial(chances, 1, generator=generator).item()]
+        text = texts[level][max(1, len(texts[level]) // 8):]
+        rows = torch.randint(len(text), (BATCH,), generator=generator, device=generator.device)
+        with torch.enable_grad():
+            loss = divergence(model, known[level], (weights, kept), text[rows])
+        optimizer.param_groups[0]['lr'] = rate * min(1, (step + 1) / 10) * (1 - step / steps)
+        grads = torch.autograd.grad(loss, params, allow_unused=True)
+        for p, grad in zip(params, grads):
+            p.grad = grad
+        optimizer.step()
+        note(f'step {step + 1} of {steps}')
+    return {name: x.detach() for name, x in weights.items()}, [{name: x.detach() for name, x in block.items()}
+                                                               for block in kept]
+
+
+def morning(model, day, learned, weights, kept):
+    """The state in which the last level before the start holds what was learned in the night, and all others none."""
+    new, level = empty_state(model, 1), len(model.config.chunks) - 1
+    for name, (_, p) in weights_of(model).items():
+        new['delta'][name][:, level] = weights[name] - p.detach()
+    for block, its in zip(new['kept'], kept):
+        block |= {name: torch.cat([block[name][:level], x, block[name][level + 1:]]) for name, x in its.items()}
+    new['book']['slept'] = day['book']['slept'] + day['book']['saved'].sum(1)
+    return cleared(model, new) | {'learned': learned}
+
+
+class Sleeper(nn.Module):
+    """
+    A Learner of one stream that sleeps after every so many tokens: called as the model is, its state is the Learner's.
+    first, seed, note: as in asleep.
+    """
+    def __init__(self, learner, every, first, seed=0, note=lambda text: None):
+        super().__init__()
+        C = learner.config.chunks[0]
+        check(every >= C and every % C == 0, f'who learns from {C} tokens at a time sleeps after a multiple of them, '
+              f'not after {every}')
+        self.learner, self.model, self.config, self.every = learner, learner.model, learner.config, every
+        self.first, self.seed, self.note = first, seed, note
+
+    def forward(self, idx, targets=None, state=None, weights=None):
+        logits, t = [], 0
+        while t < idx.shape[1]:
+            awake = (state['learned'] + state['pending'].shape[1]) % self.every if state else 0
+            part = idx[:, t:t + self.every - awake]
+            part_logits, _, state = self.learner(part, state=state)
+            logits, t = [*logits, part_logits], t + part.shape[1]
+            if awake + part.shape[1] == self.every:
+                state, _ = asleep(self.model, state, self.first, seed=self.seed + state['learned'], note=self.note)
+        logits = torch.cat(logits, dim=1)
+        return logits, self.model.loss(logits, targets, weights), state
+
+
+# -----------------------------------------------------------------------------
+# python sleep.py
+
+
+@dataclass
+class Sleep:
+    """The night"""
+    memory: str = ''                    # the file that sample.py --learn --memory keeps
+    out_dir: str = 'out'                # the folder of the checkpoint
+    best: bool = False                  # the checkpoint of the lowest validation loss, not the last
+    dreams: int = 128                   # texts that are dreamed, of all levels together
+    length: int = 256                   # their tokens
+    steps: int = 100                    # of learning from them
+    rate: float = 3e-3                  # of Adam, at first; it falls to 0
+    seed: int = 1337                    # of the dreams
+    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+
+    def __post_init__(self):
+        check(self.memory, 'give the file that sample.py --learn --memory=FILE keeps: --memory=FILE')
+        for name in ('dreams', 'length'):
+            check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
+        for name in ('steps', 'rate', 'seed'):
+            check(0 <= getattr(self, name) < 2 ** 63, f'--{name} must be at least 0, not {getattr(self, name)}')
+
+
+def main():
+    one_line_errors()
+    args, = build([Sleep], read_args([Sleep], sys.argv[1:]))
+    torch.set_flush_denormal(True)                      # as in training
+    device = pick_device(args.device)
+    path = pick_checkpoint(args.out_dir, args.best)
+    checkpoint = load_checkpoint(path)
+    with contextlib.ExitStack() as hold:
+        hold.enter_context(locked(args.memory))
+        whose = owner(checkpoint)
+        saved = load_memory(args.memory, whose, device=device)
+        chunks = saved['cms_chunks'].split(',')
+        if 'kept' not in saved['state'] or chunks[-1] not in ('change', 'night'):
+            raise UserError(f'{args.memory} has no levels that keep a text: it was kept with '
+                            f"--cms_chunks={saved['cms_chunks']} --cms_share={saved['cms_share']}")
+        day, night = (load_learner(checkpoint, device, ','.join([*chunks[:-1], last]), share=saved['cms_share']).eval()
+                      for last in (chunks[-1], 'night'))
+        enc = load_tokenizer(checkpoint, path)
+        print('before')
+        print_block(**describe(day.model, saved['state']))
+        state, found = asleep(night.model, saved['state'], enc.eot_token, args.dreams, args.length, args.steps,
+                              args.rate, args.seed, lambda text: show_status(f'asleep: {text}'))
+        if not found:
+            raise UserError(f'{args.memory}: no level holds anything yet; nothing to dream of')
+        print(f'{clear(sys.stdout)}dreams')
+        for row in found:
+            text = enc.decode([i for i in row['dreams'][0].tolist() if i != enc.eot_token], errors='replace')
+            print(f"    level {row['level']}, {row['share']:.0%}: | {' '.join(plain(text).split())[:80]}")
+        print('nats per token by which a dream is missed: by the start, by the mean of the levels, after the night')
+        for row in found:
+            print(f"    level {row['level']}: {row['start']:.3f}, {row['mean']:.3f}, {row['left']:.3f}; "
+                  f"{100 * (1 - row['left'] / row['start']):.0f} % is left of it")
+        print('after')
+        print_block(**describe(night.model, state))
+        save_memory(args.memory, whose, night, saved['next'], state)
+        print_block(memory=args.memory)
+
+
+if __name__ == '__main__':
+    main()
