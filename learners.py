@@ -29,7 +29,7 @@ from sleep import Sleeper
 
 LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'clocks', 'hope-0', 'hope-1',
             'hope-2', 'hope-3', 'sleep-1')
-STEPS = {'finetune': (3e-4, 1e-3, 2e-3, 4e-3, 8e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
+STEPS = {'finetune': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
 WINDOW = 256                    # tokens of a step of fine-tuning
 DAY = 16384                     # tokens between two nights of sleep-N
 
