@@ -29,6 +29,7 @@ from cms import describe
 from machine import (load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner, pick_checkpoint,
                      pick_device, save_memory)
 from model import check_finite, state_bytes, stream
+from sleep import Sleeper
 from tokenizer import encode
 
 one_line_errors()
@@ -58,6 +59,7 @@ class Sample:
     memory_info: bool = False           # print what is in that file, and end
     cms_chunks: str = ''                # tokens between two moves of each level ('' = as before, or 128,change,...)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
+    sleep_every: int = 0                # tokens between two nights, in which levels become one (sleep.py; 0 = none)
     cms_share: float = -1.0             # of the weight of all levels, dealt out at every token (below 0 = as before)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
@@ -69,6 +71,7 @@ class Sample:
         check(self.top_k >= 0, f'--top_k must be at least 0, not {self.top_k}')
         check(0 < self.top_p <= 1, f'--top_p must be above 0 and at most 1, not {self.top_p}')
         check(self.cms_step < math.inf, f'--cms_step must be a number, not {self.cms_step}')
+        check(self.sleep_every >= 0, f'--sleep_every must be at least 0, not {self.sleep_every}')
         check(self.cms_share < 1, f'--cms_share must be below 1, not {self.cms_share}')
 
 
@@ -78,8 +81,9 @@ if sum(('score' in given, args.interactive, 'prompt' in given)) > 1:
     raise UsageError('give one of a prompt, --interactive and --score')
 if args.memory_info and not args.memory:
     raise UsageError('--memory_info needs --memory=FILE')
-if not args.learn and not args.memory_info and {'memory', 'cms_chunks', 'cms_step', 'cms_share'} & set(given):
-    raise UsageError('--memory and the --cms options are for --learn')
+for_learning = {'memory', 'cms_chunks', 'cms_step', 'cms_share', 'sleep_every'}
+if not args.learn and not args.memory_info and for_learning & set(given):
+    raise UsageError('--memory, --sleep_every and the --cms options are for --learn')
 if args.memory and args.num_samples > 1:
     raise UsageError('a memory file follows one text: --num_samples must be 1 with --memory')
 
@@ -99,11 +103,14 @@ if os.path.exists(args.memory):
     kept = load_memory(args.memory, whose, args.cms_chunks, args.cms_share, device)
 if args.learn or args.memory_info:                      # any model can: with the clock it had before, or a guess
     chunks, share = (kept['cms_chunks'], kept['cms_share']) if kept else (args.cms_chunks, args.cms_share)
+    chunks = chunks or '128,change,change,night' * bool(args.sleep_every)
     reader = load_learner(checkpoint, device, chunks, args.cms_step, share).eval()
     model = reader.model
 else:
     reader = model = load_model(checkpoint, device).eval()
 enc = load_tokenizer(checkpoint, ckpt_path)             # of as many tokens as the model knows
+if args.sleep_every:
+    reader = Sleeper(reader, args.sleep_every, enc.eot_token, args.seed)
 block_size = model.config.block_size
 
 

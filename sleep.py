@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from cli import UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args, show_status
+from cli import UsageError, UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args, show_status
 from cms import NIGHT, cleared, describe, empty_state, weights_of
 from machine import (load_checkpoint, load_learner, load_memory, load_tokenizer, owner, pick_checkpoint, pick_device,
                      save_memory)
@@ -60,7 +60,6 @@ def begin(model, kept, n):
                       for empty, block in zip(later, kept)]
 
 
-@torch.no_grad()
 def dream(model, known, first, n, length, generator, temperature=1.0):
     """n texts that a level (level_of) writes by itself: tokens (n, 1 + length), each begun with the token `first`."""
     weights, kept = known
@@ -81,8 +80,7 @@ def answers(model, known, idx):
 
 def divergence(model, dreamer, learner, idx):
     """KL(dreamer || learner) at idx (n, T), mean over tokens, in nats."""
-    with torch.no_grad():
-        log_p = answers(model, dreamer, idx)
+    log_p = answers(model, dreamer, idx)
     return (log_p.exp() * (log_p - answers(model, learner, idx))).sum(-1).mean()
 
 
@@ -103,6 +101,7 @@ def dreamers(state):
     return {level: saved[level] / sum(saved[i] for i in held) for level in held}
 
 
+@torch.no_grad()
 def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, seed=0, note=lambda text: None):
     """
     The state of one stream of copies after a night, and what came of it.
@@ -123,7 +122,7 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
         return state, []
     generator = torch.Generator(device=model.embed.weight.device).manual_seed(seed)
     known = {level: level_of(model, day, level) for level in shares}
-    texts, found = {}, []
+    texts = {}
     for level, share in shares.items():
         note(f'level {level} dreams')
         texts[level] = dream(model, known[level], first, max(16, round(share * n_dreams)), length, generator)
@@ -133,16 +132,13 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     kept = [{name: mean([known[level][1][i][name] for level in shares]) for name in block}
             for i, block in enumerate(day['kept'])]
     probes = {level: text[:max(1, len(text) // 8)] for level, text in texts.items()}
-    with torch.no_grad():
-        for level, share in shares.items():
-            start = level_of(model, day, len(model.config.chunks))
-            found.append({'level': level, 'share': share, 'dreams': texts[level],
-                          'start': divergence(model, known[level], start, probes[level]).item(),
-                          'mean': divergence(model, known[level], (weights, kept), probes[level]).item()})
+    start = level_of(model, day, len(model.config.chunks))
+    def missed(level, known_now): return divergence(model, known[level], known_now, probes[level]).item()
+    found = [{'level': level, 'share': share, 'dreams': texts[level], 'start': missed(level, start),
+              'mean': missed(level, (weights, kept))} for level, share in shares.items()]
     weights, kept = distil(model, known, texts, shares, weights, kept, steps, rate, generator, note)
-    with torch.no_grad():
-        for row in found:
-            row['left'] = divergence(model, known[row['level']], (weights, kept), probes[row['level']]).item()
+    for row in found:
+        row['left'] = missed(row['level'], (weights, kept))
     learned = state['learned'] + state['pending'].shape[1]      # what was pending is forgotten
     return morning(model, day, learned, weights, kept), found
 
@@ -188,9 +184,12 @@ class Sleeper(nn.Module):
     """
     def __init__(self, learner, every, first, seed=0, note=lambda text: None):
         super().__init__()
-        C = learner.config.chunks[0]
-        check(every >= C and every % C == 0, f'who learns from {C} tokens at a time sleeps after a multiple of them, '
-              f'not after {every}')
+        C, clocks = learner.config.chunks[0], learner.config.cms_chunks
+        if learner.config.chunks[-1] != NIGHT:
+            raise UsageError(f'sleep needs a level that it makes, as in --cms_chunks=128,change,night, not {clocks}; '
+                             'python sleep.py --memory=FILE makes one of the last')
+        if every % C:
+            raise UsageError(f'who learns from {C} tokens at a time sleeps after a multiple of them, not after {every}')
         self.learner, self.model, self.config, self.every = learner, learner.model, learner.config, every
         self.first, self.seed, self.note = first, seed, note
 
