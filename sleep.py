@@ -15,6 +15,7 @@ new text must take another's place. Asleep nothing is read, and no text was stor
     python sample.py --learn --memory=me.pt --score=book.txt        a day
     python sleep.py --memory=me.pt                                  a night: its dreams, and what is left of each level
     python sample.py --learn --sleep_every=16384 --score=book.txt   a night after every so many tokens
+    python sleep.py                                                 three sources in turn, and a night, in miniature
 
 Does NOT include: the paper's second stage (dreams that are rewarded by a probe), experts that grow with every sleep,
 imitation by reinforcement, the optimizer clock.
@@ -29,11 +30,12 @@ from dataclasses import dataclass
 import torch
 import torch.nn as nn
 
-from cli import UsageError, UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args, show_status
-from cms import NIGHT, cleared, describe, empty_state, weights_of
+from cli import (UsageError, UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args,
+                 show_status)
+from cms import NIGHT, Learner, cleared, describe, empty_state, learn, transitions, weights_of
 from machine import (load_checkpoint, load_learner, load_memory, load_tokenizer, owner, pick_checkpoint, pick_device,
                      save_memory)
-from model import sample
+from model import Config, Hope, sample
 
 BATCH = 4               # dreams of a step
 
@@ -94,10 +96,10 @@ def dreamers(state):
     was read last, and has a mean share at least.
     """
     book, levels = state['book'], next(iter(state['delta'].values())).shape[1]
-    saved = book['saved'][0].tolist() + book['slept'].tolist()
+    saved = [max(nats, 1.0) for nats in book['saved'][0].tolist() + book['slept'].tolist()]
     held = [level for level in range(levels) if any(moved[:, level].any() for moved in state['delta'].values())]
     slow = [saved[level] for level in held if level]
-    saved[0] = max(saved[0], sum(slow) / max(1, len(slow)), 1.0)
+    saved[0] = max(saved[0], sum(slow) / max(1, len(slow)))
     return {level: saved[level] / sum(saved[i] for i in held) for level in held}
 
 
@@ -213,7 +215,7 @@ class Sleeper(nn.Module):
 @dataclass
 class Sleep:
     """The night"""
-    memory: str = ''                    # the file that sample.py --learn --memory keeps
+    memory: str = ''                    # the file that sample.py --learn --memory keeps ('' = show it in miniature)
     out_dir: str = 'out'                # the folder of the checkpoint
     best: bool = False                  # the checkpoint of the lowest validation loss, not the last
     dreams: int = 128                   # texts that are dreamed, of all levels together
@@ -224,17 +226,48 @@ class Sleep:
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
     def __post_init__(self):
-        check(self.memory, 'give the file that sample.py --learn --memory=FILE keeps: --memory=FILE')
         for name in ('dreams', 'length'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         for name in ('steps', 'rate', 'seed'):
             check(0 <= getattr(self, name) < 2 ** 63, f'--{name} must be at least 0, not {getattr(self, name)}')
 
 
+def miniature():
+    """A tiny model of one source of symbols reads two others; what is left of them after a night, with no context."""
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    V, n = 16, 2048
+    config, = build([Config], dict(vocab_size=V, n_layer=2, n_head=2, n_embd=32, block_size=256, mixer='gated_deltanet',
+                                   cms_chunks='32,change,night', cms_topology='copies', cms_step=2.0))
+    model, sources = Hope(config), {name: transitions(n + 256, V) for name in 'abc'}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for x in sources['a'][:n].view(-1, 128).repeat(6, 1):
+        loss = model(x[None, :-1], x[None, 1:])[1]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.eval().requires_grad_(False)
+    reader, state = Learner(model, moves=False), None
+
+    def show(what, state):
+        losses = [reader(x[None, n:-1], x[None, n + 1:], state and cleared(model, state))[1] for x in sources.values()]
+        print(f'{what:<30}' + ''.join(f'{loss.item():7.2f}' for loss in losses))
+    print(f"{'nats per symbol of':<30}" + ''.join(f'{name:>7}' for name in sources))
+    with torch.no_grad():
+        show('trained on a', None)
+        for name in 'bc':
+            state = learn(model, sources[name][None, :n], state)[1]
+            show(f'has read {name}', state)
+        state, found = asleep(model, state, 0, length=64, steps=60)
+        show(f"has dreamed of levels {', '.join(str(row['level']) for row in found)}", state)
+
+
 def main():
     one_line_errors()
     args, = build([Sleep], read_args([Sleep], sys.argv[1:]))
     torch.set_flush_denormal(True)                      # as in training
+    if not args.memory:
+        return miniature()
     device = pick_device(args.device)
     path = pick_checkpoint(args.out_dir, args.best)
     checkpoint = load_checkpoint(path)

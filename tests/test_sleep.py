@@ -95,6 +95,10 @@ def test_nothing_to_dream_of():
     model = copies('4,change,night')
     state = learn(model.requires_grad_(False), ids(1, 3))[1]
     assert asleep(model, state, 5) == (state, [])
+    state = learn(model, ids(1, 9))[1]                  # and one night after another, with hardly a day between
+    for levels in ([0], [2], [2]):
+        state, found = asleep(model, state, 5, n_dreams=16, length=4, steps=1)
+        assert [row['level'] for row in found] == levels
 
 
 def test_what_sleep_made_stays_by_day(day):
