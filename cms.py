@@ -35,7 +35,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from cli import check
-from evidence import copied, empty_book, judge, n_rows, read_out, with_start
+from evidence import copied, empty_book, judge, n_rows, read_out, resumed, with_start
 
 TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked', 'copies')
 CHANGE, NIGHT = -1, -2  # the clocks of a level that moves where the text changes, and of one that moves in sleep alone
@@ -194,10 +194,12 @@ def empty_state(model, batch_size):
                     'book': empty_book(batch_size, o.chunks.count(CHANGE), o.chunks.count(NIGHT), device)}
 
 
-def lasting(tensors):
-    """Of an empty mixer's state, what keeps its size, to be kept by a level; nothing of attention, which grows."""
-    tensors = {name: x for name, x in tensors.items() if torch.is_tensor(x)}
-    return tensors if all(x.numel() for x in tensors.values()) else {}
+def lasting(block):
+    """
+    Of a mixer's empty state, what a level keeps of it: tensors, but for what a memory was at its chunk's start (_xi).
+    Nothing of attention, whose state grows.
+    """
+    return {} if 'kv' in block else {name: x for name, x in block.items() if torch.is_tensor(x) and name[-3:] != '_xi'}
 
 
 def learn(model, idx, state=None, moves=True):
@@ -305,7 +307,8 @@ def move(model, state, fast, logits, targets, training):
 def move_copies(model, state, fast, logits, targets):
     """
     As move, of copies: logits (B R, C, V). The fastest level takes a step. A slower one becomes what a faster one is,
-    which is the sum of its steps: on its clock, the next faster; with the clock 'change' as evidence.judge says.
+    which is the sum of its steps: on its clock, the next faster; with the clock 'change' as evidence.judge says, and
+    whenever it is asked, all but the fastest read on from what they keep.
     """
     o, (B, C), R = model.config, targets.shape, n_rows(model.config)
     stream, learned = torch.arange(B, device=targets.device), state['learned'] + C
@@ -338,7 +341,7 @@ def cleared(model, state):
     B, device = len(state['pending']), state['pending'].device
     empty = empty_state(model, B)
     kept = copied(state, torch.arange(n_rows(model.config), device=device).expand(B, -1), restart=True)['kept']
-    recurrent = empty['recurrent'][:1] + [nothing | old for nothing, old in zip(empty['recurrent'][1:], kept)]
+    recurrent = empty['recurrent'][:1] + [*map(resumed, empty['recurrent'][1:], kept)]
     return empty | {'recurrent': recurrent, 'anchor': recurrent, 'kept': kept, 'delta': state['delta'],
                     'book': state['book']}
 

@@ -102,10 +102,14 @@ def train(folder, **options):
         if not os.path.exists(path):
             return False
         checkpoint = load_checkpoint(path)
+        its = checkpoint['config'] | checkpoint['run'] | {name: options[name] for name in ('init_from', 'compile')
+                                                          if name in options}
+        if other := [name for name, x in options.items() if str(its[name]) != str(x)]:
+            raise UserError(f"{out} holds a base model of another {', '.join(other)}; give another --out_dir")
         return checkpoint['step'] >= checkpoint['run']['max_steps']
+    options |= {'sample_tokens': 0} | (TINY if args.quick else {})
     if not whole():
-        options = options | {'sample_tokens': 0, 'out_dir': out} | (TINY if args.quick else {})
-        command = ['train.py', *(f'--{name}={value}' for name, value in options.items())]
+        command = ['train.py', *(f'--{name}={value}' for name, value in (options | {'out_dir': out}).items())]
         command = ['train.py', '--resume', f'--out_dir={out}'] if os.path.exists(path) else command
         print(f"python {' '.join(command)}", flush=True)
         done = subprocess.run([sys.executable, os.path.join(HERE, command[0]), *command[1:]],

@@ -18,7 +18,8 @@ Glossary (fixed share: Herbster and Warmuth 1998, "Tracking the Best Expert")
     w_t,l           log_w       (B, R)          log weight of a level, from what it said of all tokens so far
     p_t,l           log_p       (B, R, T)       log probability that it gave to the token that came
     s               share                       of all weight, dealt out evenly after every token
-    B streams, T time, K slow levels; rows R = 1 + K + 1: the fast level, the slow ones, what training learned
+    B streams, T time, K slow levels that keep; rows R: the fast level, the slow ones, those that stay: what was made in
+    sleep, if anything, and what training learned
 """
 import torch
 import torch.nn.functional as F
@@ -66,10 +67,10 @@ def judge(book, nats, tokens):
                     the fast one is, which has learned more of it; if not, the fast one becomes what the slow one is
     new             to all, in the window and in its last quarter: what the fast level knows is kept in the place of the
                     slow level that has saved least, as soon as it has saved twice that itself (until then it is in the
-                    fast level alone). If one that stays reads it better, the fast level begins anew from there
+                    fast level alone). If one that stays reads it much better, the fast level begins anew from there
     neither         the text has changed on the way: nobody moves
     """
-    count, quarter = book['chunks'] + 1, WINDOW - WINDOW * 3 // 4
+    count, quarter = book['chunks'] + 1, max(1, WINDOW // 4)
     late = float(count > WINDOW - quarter)
     summed = book['nats'] + torch.stack([nats, late * nats]).to(book['nats'].dtype)
     book = book | {'nats': summed, 'chunks': count}
@@ -96,7 +97,7 @@ def judge(book, nats, tokens):
     place = torch.where(known, best, saved[:, 1:].argmin(1))
     ahead = fast[0] <= slow[0, stream, place]
     gains = (saved[:, 0] > 2 * saved[stream, 1 + place]) & (start - fast > LEAST).all(0)    # else nobody recognises it
-    keep, anew = torch.where(known, ahead, new & gains), new & (start < fast).all(0)
+    keep, anew = torch.where(known, ahead, new & gains), new & (start < fast - LEAST).all(0)
     source = torch.arange(R, device=nats.device).repeat(B, 1)
     source[stream, 1 + place] = torch.where(keep, 0, 1 + place)
     source[:, 0] = torch.where(known & ~ahead, 1 + place, torch.where(anew, 1 + K + best_to_stay, 0))
@@ -104,7 +105,7 @@ def judge(book, nats, tokens):
     # what it has saved now, and what it usually gains: what the fast level has saved goes to who becomes what it is
     its, before = saved[stream, 1 + place], usual[stream, place]
     saved[stream, 1 + place] = torch.where(known, its + saves, its.masked_fill(keep, 0)) + keep * saved[:, 0]
-    saved[:, 0] = saved[:, 0].masked_fill(known | keep, 0)
+    saved[:, 0] = saved[:, 0].masked_fill(known | keep | anew, 0)
     usual[stream, place] = torch.where(known, before + (gain - before) / 4, torch.where(keep, gain, before))
     return source, book | {'nats': torch.zeros_like(summed), 'chunks': 0, 'usual': usual, 'saved': saved}
 
@@ -135,6 +136,12 @@ def with_start(moved):
     return F.pad(moved, (0, 0, 0, 0, 0, 1))
 
 
+def resumed(block, kept):
+    """A mixer's state that goes on from what was kept of one, as if its chunk began there."""
+    at_start = {name: kept[name[:-3]] for name in block if name[-3:] == '_xi' and kept}
+    return block | kept | at_start
+
+
 def copied(state, source, restart=False):
     """
     The state in which level l of stream b is what source[b, l] was, source (B, R). What a level knows is how far its
@@ -150,7 +157,7 @@ def copied(state, source, restart=False):
     kept = map_state(lambda old, now: rows(fast_of(now, old)), state['kept'], later)
     later = map_state(rows, later)
     if restart:
-        later = [now | old for now, old in zip(later, map_state(lambda old, now: fast_of(now, old), kept, later))]
+        later = [*map(resumed, later, map_state(lambda old, now: fast_of(now, old), kept, later))]
     return state | {'recurrent': [first, *later], 'kept': kept, 'delta': delta,
                     'said': state['said'][stream, source], 'log_w': state['log_w'].gather(1, source).log_softmax(1)}
 

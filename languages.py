@@ -5,14 +5,14 @@ Each language has sounds of its own, words made of them for the same 36 of Engli
 object, adjectives before or after their noun, and affixes for the plural and the past, all drawn from a seed. A line is
 a sentence with the meaning of each word behind it, as linguists gloss a text:
 
-     mako red, tidu-lo dogs, bera-ki pulled, fuda star.
+     mako red, tigu-ro dogs, kara-mi pulled, guta star.
 
     python train.py --data=languages --start_lr=0.1 --out_dir=out-languages     learn to gloss a language by its lines
     python languages.py                                         lines of three languages, a guess and its score
 
 A row of training is one language that no other row has: a model that is to gloss its later lines must learn it from the
 earlier ones. Short rows have few words, and come first: that there is something to recall is hard to find. In
-eval_continual.py two languages are read one after the other.
+eval_continual.py languages are read one after the other.
 
 Does NOT include: translation into English order (a model of the default's size did not find it in 1,200 steps), words
 of several meanings.
@@ -60,7 +60,7 @@ class Language:
         return phrase
 
     def line(self, rng):
-        """A sentence, ((word, meaning), ..): (('mako', 'red'), ('tidu-lo', 'dogs'), ..)."""
+        """A sentence, ((word, meaning), ..): (('mako', 'red'), ('tigu-ro', 'dogs'), ..)."""
         past = self.affixes[1] if rng.random() < 0.5 else None
         parts = {'S': self.noun_phrase(rng), 'V': [self.pair(rng.choice(self.used[1]), 'ed', past)],
                  'O': self.noun_phrase(rng)}

@@ -103,13 +103,14 @@ if os.path.exists(args.memory):
     kept = load_memory(args.memory, whose, args.cms_chunks, args.cms_share, device)
 if args.learn or args.memory_info:                      # any model can: with the clock it had before, or a guess
     chunks, share = (kept['cms_chunks'], kept['cms_share']) if kept else (args.cms_chunks, args.cms_share)
-    chunks = chunks or '128,change,change,night' * bool(args.sleep_every)
+    if args.sleep_every and not chunks and not checkpoint['config']['cms_chunks']:
+        chunks = '128,change,change,night'
     reader = load_learner(checkpoint, device, chunks, args.cms_step, share).eval()
     model = reader.model
 else:
     reader = model = load_model(checkpoint, device).eval()
 enc = load_tokenizer(checkpoint, ckpt_path)             # of as many tokens as the model knows
-if args.sleep_every:
+if args.learn and args.sleep_every:
     reader = Sleeper(reader, args.sleep_every, enc.eot_token, args.seed)
 block_size = model.config.block_size
 

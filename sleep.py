@@ -24,6 +24,7 @@ paper: a level's knowledge moves into new low-rank experts of the next slower on
 once into one of full rank, because the start stays as it is and is read beside it: nothing has to be protected.
 """
 import contextlib
+import os
 import sys
 from dataclasses import dataclass
 
@@ -33,6 +34,7 @@ import torch.nn as nn
 from cli import (UsageError, UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args,
                  show_status)
 from cms import NIGHT, Learner, cleared, describe, empty_state, learn, transitions, weights_of
+from evidence import resumed
 from machine import (load_checkpoint, load_learner, load_memory, load_tokenizer, owner, pick_checkpoint, pick_device,
                      save_memory)
 from model import Config, Hope, sample
@@ -58,18 +60,18 @@ def level_of(model, state, level):
 def begin(model, kept, n):
     """The mixers' state of n rows that begin with what a level keeps."""
     first, *later = model.init_state(n)
-    return [first] + [empty | {name: x.expand(n, *x.shape[1:]) for name, x in block.items()}
+    return [first] + [resumed(empty, {name: x.expand(n, *x.shape[1:]) for name, x in block.items()})
                       for empty, block in zip(later, kept)]
 
 
-def dream(model, known, first, n, length, generator, temperature=1.0):
+def dream(model, known, first, n, length, generator):
     """n texts that a level (level_of) writes by itself: tokens (n, 1 + length), each begun with the token `first`."""
     weights, kept = known
     state, token = begin(model, kept, n), torch.full((n, 1), first, device=model.embed.weight.device)
     text = [token]
     for _ in range(length):
         logits, _, state = model(token, state=state, fast=weights)
-        token = sample(logits[:, -1], temperature, generator=generator)[:, None]                # (n, V) -> (n, 1)
+        token = sample(logits[:, -1], generator=generator)[:, None]                # (n, V) -> (n, 1)
         text.append(token)
     return torch.cat(text, dim=1)
 
@@ -82,7 +84,8 @@ def answers(model, known, idx):
 
 def divergence(model, dreamer, learner, idx):
     """KL(dreamer || learner) at idx (n, T), mean over tokens, in nats."""
-    log_p = answers(model, dreamer, idx)
+    with torch.no_grad():
+        log_p = answers(model, dreamer, idx)
     return (log_p.exp() * (log_p - answers(model, learner, idx))).sum(-1).mean()
 
 
@@ -92,15 +95,15 @@ def divergence(model, dreamer, learner, idx):
 
 def dreamers(state):
     """
-    {level: its share of what all have saved}, of the levels that hold something. The fast one, level 0, knows best what
-    was read last, and has a mean share at least.
+    {level: nats that it has saved}, of the levels that hold something. The fast one, level 0, knows best what was read
+    last, and counts as much at least as the day's slow levels on average.
     """
     book, levels = state['book'], next(iter(state['delta'].values())).shape[1]
     saved = [max(nats, 1.0) for nats in book['saved'][0].tolist() + book['slept'].tolist()]
     held = [level for level in range(levels) if any(moved[:, level].any() for moved in state['delta'].values())]
-    slow = [saved[level] for level in held if level]
+    slow = [saved[level] for level in held if 0 < level < len(book['saved'][0])]
     saved[0] = max(saved[0], sum(slow) / max(1, len(slow)))
-    return {level: saved[level] / sum(saved[i] for i in held) for level in held}
+    return {level: saved[level] for level in held}
 
 
 @torch.no_grad()
@@ -111,17 +114,19 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     model       its last clock is 'night'
     state       as cms.learn returns it, also of a model whose last clock was 'change'
     first       the token that dreams begin with
-    n_dreams    of all levels together, length tokens each; an eighth of them are not learned from
-    rate        of Adam, at first; it falls to 0
+    n_dreams    of all levels together, and 16 of each at least, length tokens each; an eighth is not learned from
+    rate        of Adam, after ten steps; it falls to 0
     returns     the new state, its context cleared, or the old one if no level holds anything; and a list of {'level',
                 'share', 'dreams' (tokens), 'start', 'mean', 'left': nats by which the start, the mean of the levels,
                 and the level that learned miss the dreamer, on dreams not learned from}
     """
     assert len(state['pending']) == 1, f"one stream sleeps at a time, not {len(state['pending'])}"
     assert model.config.chunks[-1] == NIGHT, f'nothing moves in sleep with --cms_chunks={model.config.cms_chunks}'
-    shares, day = dreamers(state), cleared(model, state)
-    if not shares:
+    saved, day = dreamers(state), cleared(model, state)
+    if not saved:
         return state, []
+    total = sum(saved.values())
+    shares = {level: nats / total for level, nats in saved.items()}
     generator = torch.Generator(device=model.embed.weight.device).manual_seed(seed)
     known = {level: level_of(model, day, level) for level in shares}
     texts = {}
@@ -133,20 +138,21 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     weights = {name: mean([known[level][0][name] for level in shares]) for name in known[min(shares)][0]}
     kept = [{name: mean([known[level][1][i][name] for level in shares]) for name in block}
             for i, block in enumerate(day['kept'])]
-    probes = {level: text[:max(1, len(text) // 8)] for level, text in texts.items()}
+    probes = {level: text[:len(text) // 8] for level, text in texts.items()}
     start = level_of(model, day, len(model.config.chunks))
     def missed(level, known_now): return divergence(model, known[level], known_now, probes[level]).item()
     found = [{'level': level, 'share': share, 'dreams': texts[level], 'start': missed(level, start),
               'mean': missed(level, (weights, kept))} for level, share in shares.items()]
-    weights, kept = distil(model, known, texts, shares, weights, kept, steps, rate, generator, note)
+    texts_to_learn = {level: text[len(text) // 8:] for level, text in texts.items()}
+    weights, kept = distil(model, known, texts_to_learn, shares, weights, kept, steps, rate, generator, note)
     for row in found:
         row['left'] = missed(row['level'], (weights, kept))
     learned = state['learned'] + state['pending'].shape[1]      # what was pending is forgotten
-    return morning(model, day, learned, weights, kept), found
+    return morning(model, learned, weights, kept, total), found
 
 
 def distil(model, known, texts, shares, weights, kept, steps, rate, generator, note):
-    """The weights and what is kept (level_of) after so many steps down KL(dreamer || learner) on all but the probes."""
+    """The weights and what is kept (level_of) after so many steps down KL(dreamer || learner) on texts."""
     weights = {name: x.clone().requires_grad_() for name, x in weights.items()}
     kept = [{name: x.clone().requires_grad_() for name, x in block.items()} for block in kept]
     params = [*weights.values()] + [x for block in kept for x in block.values()]
@@ -154,10 +160,9 @@ def distil(model, known, texts, shares, weights, kept, steps, rate, generator, n
     levels, chances = list(shares), torch.tensor(list(shares.values()), device=generator.device)
     for step in range(steps):
         level = levels[torch.multinomial(chances, 1, generator=generator).item()]
-        text = texts[level][max(1, len(texts[level]) // 8):]
-        rows = torch.randint(len(text), (BATCH,), generator=generator, device=generator.device)
+        rows = torch.randint(len(texts[level]), (BATCH,), generator=generator, device=generator.device)
         with torch.enable_grad():
-            loss = divergence(model, known[level], (weights, kept), text[rows])
+            loss = divergence(model, known[level], (weights, kept), texts[level][rows])
         optimizer.param_groups[0]['lr'] = rate * min(1, (step + 1) / 10) * (1 - step / steps)
         grads = torch.autograd.grad(loss, params, allow_unused=True)
         for p, grad in zip(params, grads):
@@ -168,23 +173,23 @@ def distil(model, known, texts, shares, weights, kept, steps, rate, generator, n
                                                                for block in kept]
 
 
-def morning(model, day, learned, weights, kept):
+def morning(model, learned, weights, kept, saved):
     """The state in which the last level before the start holds what was learned in the night, and all others none."""
     new, level = empty_state(model, 1), len(model.config.chunks) - 1
     for name, (_, p) in weights_of(model).items():
         new['delta'][name][:, level] = weights[name] - p.detach()
     for block, its in zip(new['kept'], kept):
         block |= {name: torch.cat([block[name][:level], x, block[name][level + 1:]]) for name, x in its.items()}
-    new['book']['slept'] = day['book']['slept'] + day['book']['saved'].sum(1)
+    new['book']['slept'] = torch.full_like(new['book']['slept'], saved)
     return cleared(model, new) | {'learned': learned}
 
 
 class Sleeper(nn.Module):
     """
     A Learner of one stream that sleeps after every so many tokens: called as the model is, its state is the Learner's.
-    first, seed, note: as in asleep.
+    first, seed: as in asleep.
     """
-    def __init__(self, learner, every, first, seed=0, note=lambda text: None):
+    def __init__(self, learner, every, first, seed=0):
         super().__init__()
         C, clocks = learner.config.chunks[0], learner.config.cms_chunks
         if learner.config.chunks[-1] != NIGHT:
@@ -193,7 +198,7 @@ class Sleeper(nn.Module):
         if every % C:
             raise UsageError(f'who learns from {C} tokens at a time sleeps after a multiple of them, not after {every}')
         self.learner, self.model, self.config, self.every = learner, learner.model, learner.config, every
-        self.first, self.seed, self.note = first, seed, note
+        self.first, self.seed = first, seed
 
     def forward(self, idx, targets=None, state=None, weights=None):
         logits, t = [], 0
@@ -203,7 +208,7 @@ class Sleeper(nn.Module):
             part_logits, _, state = self.learner(part, state=state)
             logits, t = [*logits, part_logits], t + part.shape[1]
             if awake + part.shape[1] == self.every:
-                state, _ = asleep(self.model, state, self.first, seed=self.seed + state['learned'], note=self.note)
+                state, _ = asleep(self.model, state, self.first, seed=self.seed + state['learned'])
         logits = torch.cat(logits, dim=1)
         return logits, self.model.loss(logits, targets, weights), state
 
@@ -264,10 +269,15 @@ def miniature():
 
 def main():
     one_line_errors()
-    args, = build([Sleep], read_args([Sleep], sys.argv[1:]))
+    given = read_args([Sleep], sys.argv[1:])
+    args, = build([Sleep], given)
     torch.set_flush_denormal(True)                      # as in training
     if not args.memory:
+        if given:
+            raise UsageError('give the file that sample.py --learn keeps, --memory=FILE, or nothing at all')
         return miniature()
+    if not os.path.exists(args.memory):
+        raise UserError(f'there is no memory file {args.memory} yet; python sample.py --learn --memory=FILE keeps one')
     device = pick_device(args.device)
     path = pick_checkpoint(args.out_dir, args.best)
     checkpoint = load_checkpoint(path)
@@ -276,9 +286,9 @@ def main():
         whose = owner(checkpoint)
         saved = load_memory(args.memory, whose, device=device)
         chunks = saved['cms_chunks'].split(',')
-        if 'kept' not in saved['state'] or chunks[-1] not in ('change', 'night'):
-            raise UserError(f'{args.memory} has no levels that keep a text: it was kept with '
-                            f"--cms_chunks={saved['cms_chunks']} --cms_share={saved['cms_share']}")
+        if 'kept' not in saved['state'] or len(chunks) < 3 or chunks[-1] not in ('change', 'night'):
+            raise UserError(f"{args.memory} was kept with --cms_chunks={saved['cms_chunks']} --cms_share="
+                            f"{saved['cms_share']}; sleep needs two levels that keep, as in 128,change,change")
         day, night = (load_learner(checkpoint, device, ','.join([*chunks[:-1], last]), share=saved['cms_share']).eval()
                       for last in (chunks[-1], 'night'))
         enc = load_tokenizer(checkpoint, path)
@@ -295,7 +305,7 @@ def main():
         print('nats per token by which a dream is missed: by the start, by the mean of the levels, after the night')
         for row in found:
             print(f"    level {row['level']}: {row['start']:.3f}, {row['mean']:.3f}, {row['left']:.3f}; "
-                  f"{100 * (1 - row['left'] / row['start']):.0f} % is left of it")
+                  f"{100 * (1 - row['left'] / max(row['start'], 1e-9)):.0f} % is left of it")
         print('after')
         print_block(**describe(night.model, state))
         save_memory(args.memory, whose, night, saved['next'], state)

@@ -287,7 +287,8 @@ def test_kept_text_stays_readable(monkeypatch):
 
 
 @pytest.mark.parametrize('args, said', [
-    (['--cms_topology=copies', '--cms_chunks=16'], 'is for reading'), (['--cms_chunks=16,change'], 'change and night are for'),
+    (['--cms_topology=copies', '--cms_chunks=16'], 'is for reading'),
+    (['--cms_chunks=16,change'], 'change and night are for'),
     (['--cms_chunks=change,16'], 'whole numbers'), (['--cms_periods=1,change'], 'whole numbers'),
     (['--cms_share=1'], 'cms_share'),
     (['--cms_topology=copies', '--cms_chunks=4,8', '--cms_share=0'], 'give one clock'),
