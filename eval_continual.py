@@ -9,9 +9,10 @@ Does a model learn one thing after another without losing what it knew?
 domains     a model of Python source reads C++, YAML and CMake, none of which it has seen; bits per byte
 languages   a model that can gloss a language by its first lines reads lines of A, then of B; % of meanings right
 
-Those who learn stand in learners.py; hope-N is --learn of sample.py with N slow levels (evidence.py). All read the same
-tokens once. finetune and clock have the best of five step sizes by what they gain on a text that is not scored; replay
-and joint have finetune's, hope has clock's, ewc the best of five strengths by gain less loss.
+Those who learn stand in learners.py; hope-N is --learn of sample.py with N slow levels (evidence.py), sleep-N sleeps as
+well (sleep.py). All read the same tokens once. finetune and clock have the best of five step sizes by what they gain on
+a text that is not scored; replay and joint have finetune's, hope and sleep clock's, ewc the best of five strengths by
+gain less loss.
 
 R[i, j] is the score on j after reading i, 0 the base text; gained R[j, j] - b_j, b_j before any; lost, of the base in
 the end; kept, the share of what j alone gains that is left in the end. What is scored is never read. Base models are

@@ -61,8 +61,8 @@ def cell_ref(layer, x):
 def head_ref(layer, i, q, z, v, ax, bx, mu):
     """
     cell_ref for head i: q, z, v (T, d), ax, bx, mu (T,) what x says of its gates, before the sigmoid -> y (T, d). The
-    five equations of the README, with ξ the start of the token's chunk and 0 the learned start. W holds all weights by
-    layer and memory: 'mem' is read, 'k', 'v', 'q' generate. W['in', M] is W2, of 'gates' the rows g; W['out', M] is W1,
+    five equations of results/memories.md, ξ the start of the token's chunk and 0 the learned start. W holds all weights
+    by layer and memory: 'mem' is read, 'k', 'v', 'q' generate. W['in', M] is W2, of 'gates' the rows g; W['out', M] is W1,
     of 'mem' U, whose columns for the hidden layer are its W1.
     """
     o, names, y = layer.config, generated(layer.config), []

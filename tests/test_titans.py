@@ -51,19 +51,19 @@ SWITCHES = [{}, *({'adaptive': letters} for letters in ('kvqg', 'k', 'v', 'g', '
             {'projection_chunk': 8}, {'memory_chunk': 1}, {'gate_floor': 0.45}]
 
 
-def test_the_equations_of_the_readme_stand_in_the_cell_in_their_order():
+def test_the_equations_on_their_page_stand_in_the_cell_in_their_order():
     with open(os.path.join(ROOT, 'titans.py'), encoding='utf-8') as file:
         cell = file.read().split('def head_ref')[1].split('\ndef ')[0]
-    with open(os.path.join(ROOT, 'README.md'), encoding='utf-8') as file:
+    with open(os.path.join(ROOT, 'results', 'memories.md'), encoding='utf-8') as file:
         equations = re.findall(r'^    ([1-5])   (.*)', file.read(), flags=re.M)
     beside = sorted(re.findall(r'# ([1-5])   (.*)', cell))                      # the write is defined before it is used
     assert [number for number, _ in equations] == [number for number, _ in beside] == list('12345')
     for (_, equation), (_, comment) in zip(equations, beside):
-        assert equation.startswith(comment) and len(comment) > 10, f'{comment!r} is not what the README says'
+        assert equation.startswith(comment) and len(comment) > 10, f'{comment!r} is not what the page says'
 
 
 @torch.no_grad()
-def test_the_equations_of_the_readme_are_what_is_computed():
+def test_the_equations_on_their_page_are_what_is_computed():
     """As they are printed, the inner gradients by their formulas, for the first head of a cell that makes k and v."""
     layer, x = deep_layer()
     (y, _), (q, z, v0) = layer.read([layer.qkv(x), layer.alpha(x), layer.beta(x), None], None), unit_streams(
