@@ -336,12 +336,15 @@ def move_copies(model, state, fast, logits, targets):
     return state | {'anchor': state['recurrent']}
 
 
-def cleared(model, state):
-    """The state of copies with no text before it: what the levels know, and what each keeps of the recurrent state."""
+def between_texts(model, state):
+    """
+    The state of copies when a text has ended: each level reads on from what it keeps, and the mixer of the first block,
+    which all share, from what it has read. Nobody is believed more than others.
+    """
     B, device = len(state['pending']), state['pending'].device
     empty = empty_state(model, B)
     kept = copied(state, torch.arange(n_rows(model.config), device=device).expand(B, -1), restart=True)['kept']
-    recurrent = empty['recurrent'][:1] + [*map(resumed, empty['recurrent'][1:], kept)]
+    recurrent = state['recurrent'][:1] + [*map(resumed, empty['recurrent'][1:], kept)]
     return empty | {'recurrent': recurrent, 'anchor': recurrent, 'kept': kept, 'delta': state['delta'],
                     'book': state['book']}
 

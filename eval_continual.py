@@ -154,13 +154,13 @@ def domain(name, enc, seed):
 
 
 def language(name, enc, seed):
-    """n_lines of a language to read, and others of it."""
-    language = Language(f'{name} {seed}')
-    lines = language.lines(args.n_lines, 'read')
-    asked = [tokens_of(enc, [line]) for line in language.lines(max(2, args.n_lines // 6), 'scored', but=lines)]
-    return Text(name, torch.tensor(tokens_of(enc, lines)[0]),
-                [(torch.tensor([enc.encode_ordinary('\n')[-1]] + ids), torch.tensor([False] + marks), 0)
-                 for ids, marks in asked])
+    """n_lines of a language to read, and others of it, each after one that was read: some levels begin mid-line."""
+    language, newline = Language(f'{name} {seed}'), enc.encode_ordinary('\n')[-1:]
+    lines, asked = language.lines(args.n_lines, 'read'), []
+    for before, line in zip(lines, language.lines(max(2, args.n_lines // 6), 'scored', but=lines)):
+        first, (ids, marks) = newline + tokens_of(enc, [before])[0], tokens_of(enc, [line])
+        asked.append((torch.tensor(first + ids), torch.tensor([False] * len(first) + marks), 0))
+    return Text(name, torch.tensor(tokens_of(enc, lines)[0]), asked)
 
 
 def texts(enc, seed):

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from cli import show_status
-from cms import Learner, cleared
+from cms import Learner, between_texts
 from machine import load_learner, load_model
 from model import state_bytes
 from sleep import Sleeper
@@ -89,7 +89,7 @@ class Stream:
         """What it has read last is all the context that icl and clock have; with levels, each has what it keeps."""
         if self.name in ('nothing', 'icl', 'clock') or self.state is None:
             return self.scorer, self.state
-        return self.scorer, cleared(self.reader.model, self.state)
+        return self.scorer, between_texts(self.reader.model, self.state)
 
     def bytes(self):
         """Of all that it remembers."""

@@ -33,7 +33,7 @@ import torch.nn as nn
 
 from cli import (UsageError, UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args,
                  show_status)
-from cms import NIGHT, Learner, cleared, describe, empty_state, learn, transitions, weights_of
+from cms import NIGHT, Learner, between_texts, describe, empty_state, learn, transitions, weights_of
 from evidence import resumed
 from machine import (load_checkpoint, load_learner, load_memory, load_tokenizer, owner, pick_checkpoint, pick_device,
                      save_memory)
@@ -48,8 +48,8 @@ BATCH = 4               # dreams of a step
 
 def level_of(model, state, level):
     """
-    What a level of a cleared state knows: its MLPs' weights, {'0.0.up': (1, 2 h, D), ..}, and what it keeps of the
-    mixers' state, [{name: (1, ..)}, ..] of the blocks after the first. The last level is the start.
+    What a level knows, of a state between texts: its MLPs' weights, {'0.0.up': (1, 2 h, D), ..}, and what it keeps of
+    the mixers' state, [{name: (1, ..)}, ..] of the blocks after the first. The last level is the start.
     """
     moved = state['delta']
     weights = {name: p.detach()[None] + (moved[name][:, level] if level < moved[name].shape[1] else 0)
@@ -116,13 +116,13 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     first       the token that dreams begin with
     n_dreams    of all levels together, and 16 of each at least, length tokens each; an eighth is not learned from
     rate        of Adam, after ten steps; it falls to 0
-    returns     the new state, its context cleared, or the old one if no level holds anything; and a list of {'level',
-                'share', 'dreams' (tokens), 'start', 'mean', 'left': nats by which the start, the mean of the levels,
-                and the level that learned miss the dreamer, on dreams not learned from}
+    returns     the new state, with no text before it, or the old one if no level holds anything; and a list of
+                {'level', 'share', 'dreams' (tokens), 'start', 'mean', 'left': nats by which the start, the mean of the
+                levels by their shares, and the level that learned miss the dreamer, on dreams not learned from}
     """
     assert len(state['pending']) == 1, f"one stream sleeps at a time, not {len(state['pending'])}"
     assert model.config.chunks[-1] == NIGHT, f'nothing moves in sleep with --cms_chunks={model.config.cms_chunks}'
-    saved, day = dreamers(state), cleared(model, state)
+    saved, day = dreamers(state), between_texts(model, state)
     if not saved:
         return state, []
     total = sum(saved.values())
@@ -181,7 +181,7 @@ def morning(model, learned, weights, kept, saved):
     for block, its in zip(new['kept'], kept):
         block |= {name: torch.cat([block[name][:level], x, block[name][level + 1:]]) for name, x in its.items()}
     new['book']['slept'] = torch.full_like(new['book']['slept'], saved)
-    return cleared(model, new) | {'learned': learned}
+    return between_texts(model, new) | {'learned': learned}
 
 
 class Sleeper(nn.Module):
@@ -255,7 +255,8 @@ def miniature():
     reader, state = Learner(model, moves=False), None
 
     def show(what, state):
-        losses = [reader(x[None, n:-1], x[None, n + 1:], state and cleared(model, state))[1] for x in sources.values()]
+        rested = state and between_texts(model, state)
+        losses = [reader(x[None, n:-1], x[None, n + 1:], rested)[1] for x in sources.values()]
         print(f'{what:<30}' + ''.join(f'{loss.item():7.2f}' for loss in losses))
     print(f"{'nats per symbol of':<30}" + ''.join(f'{name:>7}' for name in sources))
     with torch.no_grad():

@@ -9,7 +9,7 @@ from test_scripts import TINY, inside
 
 import evidence
 from cli import UsageError
-from cms import Learner, cleared, fast_weights, learn
+from cms import Learner, between_texts, fast_weights, learn
 from machine import load_memory
 from sleep import Sleeper, answers, asleep, begin, divergence, dream, dreamers, level_of
 
@@ -28,14 +28,15 @@ def day(monkeypatch):
 
 def own_answers(model, state, level, idx):
     """A level of a state at a text: the row of the reader of all levels that is its own."""
-    rows = model(idx, state=state['recurrent'], fast=fast_weights(model, state['delta'], False))[0].log_softmax(-1)
+    recurrent = model.init_state(1)[:1] + state['recurrent'][1:]
+    rows = model(idx, state=recurrent, fast=fast_weights(model, state['delta'], False))[0].log_softmax(-1)
     return rows[level:level + 1]
 
 
 @torch.no_grad()
 def test_a_level_by_itself(day):
     model, text, state = day
-    state = cleared(model, state)
+    state = between_texts(model, state)
     assert any(x[1].any() for block in state['kept'] for x in block.values()), 'a slow level keeps a recurrent memory'
     for level in range(3):
         known = level_of(model, state, level)
@@ -46,12 +47,13 @@ def test_a_level_by_itself(day):
 @torch.no_grad()
 @pytest.mark.parametrize('mixer', ['hope', 'titans', 'ttt', 'mamba2', 'hope,attention'])
 def test_what_is_kept_can_be_read_on_from_anywhere(mixer):
-    """Whatever was left of a memory's chunk: from the cleared state, too, any split of a text gives the same."""
+    """Whatever was left of a memory's chunk: between texts, too, any split of a text gives the same."""
     model = copies('4,change,night', mixer=mixer, memory_chunk=8 if mixer in ('hope', 'titans') else 64)
     model.requires_grad_(False)
     for p in model.parameters():
         p += 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()), dtype=p.dtype)
-    state, reader, text = cleared(model, learn(model, ids(1, 19))[1]), Learner(model, moves=False), ids(1, 12, seed=2)
+    state, text = between_texts(model, learn(model, ids(1, 19))[1]), ids(1, 12, seed=2)
+    reader = Learner(model, moves=False)
     whole = reader(text, None, state)[0]
     first, _, then = reader(text[:, :5], None, state)
     assert_near('split', torch.cat([first, reader(text[:, 5:], None, then)[0]], dim=1), whole, 1e-9)
@@ -62,7 +64,7 @@ def test_what_is_kept_can_be_read_on_from_anywhere(mixer):
 def test_dreams_are_the_levels_own(day):
     """As often as the level says: the frequency of the first token against its probability."""
     model, _, state = day
-    known, generator = level_of(model, cleared(model, state), 0), torch.Generator().manual_seed(0)
+    known, generator = level_of(model, between_texts(model, state), 0), torch.Generator().manual_seed(0)
     texts = dream(model, known, 5, 4000, 2, generator)
     assert texts.shape == (4000, 3) and (texts[:, 0] == 5).all()
     share = F.one_hot(texts[:, 1], 17).double().mean(0)
@@ -74,7 +76,7 @@ def test_dreams_are_the_levels_own(day):
 
 def test_divergence_is_kl(day):
     model, text, state = day
-    a, b = (level_of(model, cleared(model, state), level) for level in (0, 3))
+    a, b = (level_of(model, between_texts(model, state), level) for level in (0, 3))
     log_p, log_q = answers(model, a, text), answers(model, b, text)
     want = F.kl_div(log_q, log_p, log_target=True, reduction='sum') / 120
     assert_near('KL', divergence(model, a, b, text), want, 1e-12)
@@ -126,7 +128,7 @@ def test_what_sleep_made_stays_by_day(day):
     assert 2 in dreamers(later)
     for _ in range(3):                                  # nights with hardly a day between spoil nothing
         later, _ = asleep(model, learn(model, ids(1, 9, seed=3), later)[1], 5, **A_NIGHT)
-    start, then, now = (answers(model, level_of(model, cleared(model, x), level), text).gather(2, text[..., None])
+    start, then, now = (answers(model, level_of(model, between_texts(model, x), level), text).gather(2, text[..., None])
                         .mean() for x, level in ((new, 3), (new, 2), (later, 2)))
     assert now - start > 0.7 * (then - start) > 0
 
