@@ -332,7 +332,7 @@ def verdicts(found):
 
 def print_tables(found, names):
     unit = 'bits per byte' if args.protocol == 'domains' else '% of meanings right'
-    width = 2 + max(map(len, names))
+    width = 2 + max(8, *map(len, names))
     for name, runs in found.items():
         print(f'\n{name}: R, {unit}, mean over seeds; a row is what was read last, a column what is scored')
         print(f"{'':<{width}}" + ''.join(f'{column:>{width}}' for column in names))
