@@ -35,7 +35,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from cli import check
-from evidence import copied, empty_book, judge, n_rows, read_out, resumed, with_start
+from evidence import copied, empty_book, judge, n_rows, read_out, resumed, with_fastest, with_start
 
 TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked', 'copies')
 CHANGE, NIGHT = -1, -2  # the clocks of a level that moves where the text changes, and of one that moves in sleep alone
@@ -341,36 +341,11 @@ def between_texts(model, state):
     The state of copies when a text has ended: each level reads on from what it keeps, and the mixer of the first block,
     which all share, from what it has read. Nobody is believed more than others.
     """
-    B, device = len(state['pending']), state['pending'].device
-    empty = empty_state(model, B)
-    kept = copied(state, torch.arange(n_rows(model.config), device=device).expand(B, -1), restart=True)['kept']
+    empty = empty_state(model, len(state['pending']))
+    kept = with_fastest(state['kept'], state['recurrent'][1:], n_rows(model.config))
     recurrent = state['recurrent'][:1] + [*map(resumed, empty['recurrent'][1:], kept)]
     return empty | {'recurrent': recurrent, 'anchor': recurrent, 'kept': kept, 'delta': state['delta'],
                     'book': state['book']}
-
-
-def describe(model, state):
-    """
-    {'level_0': '..', ..}: how often each level of the first stream has moved and how far, also as a share of where it
-    began, or what it has saved; and, where levels are read out, how much each is believed now.
-    """
-    rows, copies = {}, 'log_w' in state
-    believed = [f', believed to {100 * w:.1f} %' for w in state['log_w'][0].exp().tolist()] if copies else []
-    for level, chunk in enumerate(model.config.chunks):
-        squares, start = 0.0, 0.0
-        for name, (its, p) in weights_of(model).items():
-            if copies or its == level and chunk:
-                delta = state['delta'][name][0, level] if copies else state['delta'][name][0]
-                squares = squares + delta.double().square().sum()                       # of what is large, too
-                start = start + p.detach().square().sum()
-        if chunk:
-            moved = squares.sqrt().item()
-            when = f"every {chunk:,} tokens, {state['learned'] // chunk:,} moves" if chunk > 0 else \
-                f"keeps, saved {state['book']['saved'][0, level].item():,.0f} nats" if chunk == CHANGE else \
-                f"made in sleep, of what had saved {state['book']['slept'][0].item():,.0f} nats"
-            rows[f'level_{level}'] = f'{when}, change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)' \
-                                     + (believed[level] if copies else '')
-    return rows | ({'start': f'as trained{believed[-1]}'} if copies else {})
 
 
 class Learner(nn.Module):

@@ -103,9 +103,9 @@ def train(folder, **options):
         if not os.path.exists(path):
             return False
         checkpoint = load_checkpoint(path)
-        its = checkpoint['config'] | checkpoint['run'] | {name: options[name] for name in ('init_from', 'compile')
-                                                          if name in options}
-        if other := [name for name, x in options.items() if str(its[name]) != str(x)]:
+        its = checkpoint['config'] | checkpoint['run']
+        asked = options.keys() - {'init_from', 'compile'}           # where a model began may have moved
+        if other := sorted(name for name in asked if str(its[name]) != str(options[name])):
             raise UserError(f"{out} holds a base model of another {', '.join(other)}; give another --out_dir")
         return checkpoint['step'] >= checkpoint['run']['max_steps']
     options |= {'sample_tokens': 0} | (TINY if args.quick else {})

@@ -142,6 +142,12 @@ def resumed(block, kept):
     return block | kept | at_start
 
 
+def with_fastest(kept, recurrent, R):
+    """What levels keep, and of the fastest of the R rows of each stream what it has read so far, recurrent."""
+    def join(old, now): return torch.cat([now.unflatten(0, (-1, R))[:, :1], old.unflatten(0, (-1, R))[:, 1:]], dim=1)
+    return map_state(lambda old, now: join(old, now).flatten(0, 1), kept, recurrent)
+
+
 def copied(state, source, restart=False):
     """
     The state in which level l of stream b is what source[b, l] was, source (B, R). What a level knows is how far its
@@ -151,13 +157,12 @@ def copied(state, source, restart=False):
     B, R = source.shape
     stream = torch.arange(B, device=source.device)[:, None]
     def rows(x): return x.unflatten(0, (B, R))[stream, source].flatten(0, 1)
-    def fast_of(x, y): return torch.cat([x.unflatten(0, (B, R))[:, :1], y.unflatten(0, (B, R))[:, 1:]], 1).flatten(0, 1)
     delta = {name: with_start(x)[stream, source[:, :-1]] for name, x in state['delta'].items()}
     first, *later = state['recurrent']
-    kept = map_state(lambda old, now: rows(fast_of(now, old)), state['kept'], later)
+    kept = map_state(rows, with_fastest(state['kept'], later, R))
     later = map_state(rows, later)
     if restart:
-        later = [*map(resumed, later, map_state(lambda old, now: fast_of(now, old), kept, later))]
+        later = [*map(resumed, later, with_fastest(kept, later, R))]
     return state | {'recurrent': [first, *later], 'kept': kept, 'delta': delta,
                     'said': state['said'][stream, source], 'log_w': state['log_w'].gather(1, source).log_softmax(1)}
 

@@ -8,7 +8,7 @@ Learners: what reads one text after another, in as many ways as people have trie
     nothing     the model as it is                          joint       fine-tuned on all of it at once: the ceiling
     icl         its state goes on, its weights stay         clock       its MLPs learn as it reads: one level (cms.py)
     finetune    AdamW, all weights                          hope-N      ... and N slow levels that keep, read out by
-    ewc         ... held by the Fisher information                      evidence (evidence.py), with an empty state
+    ewc         ... held by the Fisher information                      evidence (evidence.py), from what each keeps
     replay-P    ... beside P % of all that was read before, the base model's corpus among it
     clocks      as hope-3, but its slow levels follow every 2,048, 16,384 and 65,536 tokens, whatever is read
     sleep-N     as hope-N, and after every 16,384 tokens its levels become one that stays (sleep.py)
@@ -30,20 +30,20 @@ from sleep import Sleeper
 LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'clocks', 'hope-0', 'hope-1',
             'hope-2', 'hope-3', 'sleep-1')
 STEPS = {'finetune': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
+AS_THEY_READ = ('clock', 'clocks', 'hope', 'sleep')     # kinds that learn so
 WINDOW = 256                    # tokens of a step of fine-tuning
 DAY = 16384                     # tokens between two nights of sleep-N
 
 
 def steps_for(name, chosen):
     """Of the steps that were chosen, {'finetune', 'ewc', 'clock'}, those that a learner uses."""
-    uses = {'nothing': [], 'icl': [], 'ewc': ['finetune', 'ewc'], 'clock': ['clock'], 'clocks': ['clock'],
-            'hope': ['clock'], 'sleep': ['clock']}
+    uses = {'nothing': [], 'icl': [], 'ewc': ['finetune', 'ewc']} | dict.fromkeys(AS_THEY_READ, ['clock'])
     return {kind: chosen[kind] for kind in uses.get(name.partition('-')[0], ['finetune']) if kind in chosen}
 
 
 def make(name, checkpoint, steps, base):
     """A learner with the steps that it uses."""
-    if name.partition('-')[0] in ('nothing', 'icl', 'clock', 'clocks', 'hope', 'sleep'):
+    if name.partition('-')[0] in ('nothing', 'icl', *AS_THEY_READ):
         return Stream(name, checkpoint, steps.get('clock', 0.0))
     return FineTuned(name, checkpoint, steps['finetune'], base, steps.get('ewc', 0.0))
 
@@ -70,7 +70,7 @@ class Stream:
     def __init__(self, name, checkpoint, step):
         self.name, self.state = name, None
         kind, _, levels = name.partition('-')
-        if kind in ('clock', 'clocks', 'hope', 'sleep'):
+        if kind in AS_THEY_READ:
             slow = ['2048', '16384', '65536'] if kind == 'clocks' else ['change'] * int(levels or 0)
             slow += ['night'] * (kind == 'sleep')
             chunks, share = ','.join(['128', *slow]), 0.0 if kind == 'clock' else -1.0

@@ -30,7 +30,7 @@ import torch
 import torch.distributed as dist
 
 from cli import UsageError, UserError, atomic_write, build, remove_file
-from cms import Learner
+from cms import CHANGE, Learner, weights_of
 from model import Config, Hope
 from titans import DEEP
 from tokenizer import digest, get_tokenizer
@@ -418,3 +418,27 @@ def load_memory(path, whose, chunks='', share=-1.0, device='cpu'):
     if share >= 0 and share != saved['cms_share']:
         raise UserError(f"{path} was kept with --cms_share={saved['cms_share']}, not {share}")
     return saved
+
+
+def describe_levels(model, state):
+    """
+    {'level_0': '..', ..}: how often each level of the first stream has moved and how far, also as a share of where it
+    began, or what it has saved; and, where levels are read out, how much each is believed now.
+    """
+    rows, copies = {}, 'log_w' in state
+    believed = [f', believed to {100 * w:.1f} %' for w in state['log_w'][0].exp().tolist()] if copies else []
+    for level, chunk in enumerate(model.config.chunks):
+        squares, start = 0.0, 0.0
+        for name, (its, p) in weights_of(model).items():
+            if copies or its == level and chunk:
+                delta = state['delta'][name][0, level] if copies else state['delta'][name][0]
+                squares = squares + delta.double().square().sum()                       # of what is large, too
+                start = start + p.detach().square().sum()
+        if chunk:
+            moved = squares.sqrt().item()
+            when = f"every {chunk:,} tokens, {state['learned'] // chunk:,} moves" if chunk > 0 else \
+                f"keeps, saved {state['book']['saved'][0, level].item():,.0f} nats" if chunk == CHANGE else \
+                f"made in sleep, of what had saved {state['book']['slept'][0].item():,.0f} nats"
+            rows[f'level_{level}'] = f'{when}, change {moved:.4f} ({100 * moved / start.sqrt().item():.2f} %)' \
+                                     + (believed[level] if copies else '')
+    return rows | ({'start': f'as trained{believed[-1]}'} if copies else {})

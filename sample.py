@@ -25,9 +25,8 @@ from dataclasses import dataclass
 import torch
 
 from cli import UsageError, UserError, build, check, locked, one_line_errors, plain, print_block, read_args
-from cms import describe
-from machine import (load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner, pick_checkpoint,
-                     pick_device, save_memory)
+from machine import (describe_levels, load_checkpoint, load_learner, load_memory, load_model, load_tokenizer, owner,
+                     pick_checkpoint, pick_device, save_memory)
 from model import check_finite, state_bytes, stream
 from sleep import Sleeper
 from tokenizer import encode
@@ -59,8 +58,8 @@ class Sample:
     memory_info: bool = False           # print what is in that file, and end
     cms_chunks: str = ''                # tokens between two moves of each level ('' = as before, or 128,change,...)
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
-    sleep_every: int = 0                # tokens between two nights, in which levels become one (sleep.py; 0 = none)
     cms_share: float = -1.0             # of the weight of all levels, dealt out at every token (below 0 = as before)
+    sleep_every: int = 0                # tokens between two nights, in which levels become one (sleep.py; 0 = none)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
     def __post_init__(self):
@@ -209,7 +208,7 @@ def keep(tokens, state):
 def print_memory(state):
     """What is in a memory file: how much was read, and what each level holds."""
     print_block(memory=args.memory, tokens_read=state['learned'] + state['pending'].shape[1],
-                tokens_learned=state['learned'], bytes=os.path.getsize(args.memory), **describe(model, state))
+                tokens_learned=state['learned'], bytes=os.path.getsize(args.memory), **describe_levels(model, state))
 
 
 # -----------------------------------------------------------------------------

@@ -33,10 +33,10 @@ import torch.nn as nn
 
 from cli import (UsageError, UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args,
                  show_status)
-from cms import NIGHT, Learner, between_texts, describe, empty_state, learn, transitions, weights_of
+from cms import NIGHT, Learner, between_texts, empty_state, learn, transitions, weights_of
 from evidence import resumed
-from machine import (load_checkpoint, load_learner, load_memory, load_tokenizer, owner, pick_checkpoint, pick_device,
-                     save_memory)
+from machine import (describe_levels, load_checkpoint, load_learner, load_memory, load_tokenizer, owner,
+                     pick_checkpoint, pick_device, save_memory)
 from model import Config, Hope, sample
 
 BATCH = 4               # dreams of a step
@@ -294,7 +294,7 @@ def main():
                       for last in (chunks[-1], 'night'))
         enc = load_tokenizer(checkpoint, path)
         print('before')
-        print_block(**describe(day.model, saved['state']))
+        print_block(**describe_levels(day.model, saved['state']))
         state, found = asleep(night.model, saved['state'], enc.eot_token, args.dreams, args.length, args.steps,
                               args.rate, args.seed, lambda text: show_status(f'asleep: {text}'))
         if not found:
@@ -308,7 +308,7 @@ def main():
             print(f"    level {row['level']}: {row['start']:.3f}, {row['mean']:.3f}, {row['left']:.3f}; "
                   f"{100 * (1 - row['left'] / max(row['start'], 1e-9)):.0f} % is left of it")
         print('after')
-        print_block(**describe(night.model, state))
+        print_block(**describe_levels(night.model, state))
         save_memory(args.memory, whose, night, saved['next'], state)
         print_block(memory=args.memory)
 
