@@ -177,6 +177,13 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc
     return train, val, enc, info
 
 
+def weights_for(marks, share):
+    """Weights of mean 1 for a batch's tokens: those marked, marks (n, T) bool, have that share of the loss together."""
+    marked = marks.float().mean()
+    weights = torch.where(marks, share / marked, (1 - share) / (1 - marked))
+    return weights / weights.mean()                     # should there be none at all
+
+
 class Text:
     """
     Text to train on, as a task (the protocol of tasks.py): predict every next token.

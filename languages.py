@@ -23,6 +23,8 @@ import random
 
 import torch
 
+from data import weights_for
+
 NOUNS = 'dog cat bird horse king tree stone river house boat star snake friend road cloud lamp'.split()
 VERBS = 'pull push call help follow paint lift turn watch fill load count'.split()
 ADJECTIVES = 'red small old big cold kind black young'.split()
@@ -126,9 +128,7 @@ class Languages:
         seeds = torch.randint(2 ** 40, (n,), generator=generator).tolist()
         ids, marks = zip(*(self.row(T + 1, seed) for seed in seeds))
         ids, marks = torch.tensor(ids), torch.tensor(marks)[:, 1:]
-        share = marks.float().mean()
-        weights = torch.where(marks, WEIGHT_OF_MEANING / share, (1 - WEIGHT_OF_MEANING) / (1 - share))
-        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights_for(marks, WEIGHT_OF_MEANING)
 
     def held_out(self, n, T, generator):
         """As batch, in languages that no training sees; of sentences nothing is asked."""

@@ -30,7 +30,7 @@ import numpy as np
 import torch
 
 from cli import UserError
-from data import Text, prepare
+from data import Text, prepare, weights_for
 from tokenizer import encode, vocabulary
 
 NOUNS = '''acorn anvil apple badge barn basil bell birch boat brick bridge broom cabin candle canoe cello chalk cliff
@@ -244,10 +244,7 @@ class Needles:
             rows.append(np.concatenate([tokens for tokens, _ in parts])[:T + 1])
             marks.append(np.concatenate([np.full(len(tokens), answer) for tokens, answer in parts])[1:T + 1])
         rows, marks = torch.from_numpy(np.stack(rows).astype(np.int64)), torch.from_numpy(np.stack(marks))
-        share = marks.float().mean()
-        weights = torch.where(marks, ANSWERS_WEIGH / share, (1 - ANSWERS_WEIGH) / (1 - share))
-        weights = weights / weights.mean()                          # should there be no answer at all
-        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), weights
+        return rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), weights_for(marks, ANSWERS_WEIGH)
 
     def held_out(self, n, T, generator):
         """Windows of the text as it is: what the training costs in language."""

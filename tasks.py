@@ -31,6 +31,7 @@ The least that is one, in which every token is to be said again:
 --data       niah, niah:full        needles in text; full: long keys and values (niah.py)
              recall, recall:PAIRS   associative recall of 8, or of so many pairs of letters (Recall below)
              languages              lines of invented languages and what they mean (languages.py)
+             facts                  questions on a passage of invented facts, after other text (facts.py)
              whatever else          a corpus (corpora.py)
 
 Does NOT include: mixtures of tasks, lessons that wait for what was learned (mqar.py has its own).
@@ -42,6 +43,7 @@ import torch
 
 from cli import UsageError, UserError
 from data import Text, prepare
+from facts import Facts
 from languages import Languages, specimen_text
 from niah import FORMS, Needles
 from tokenizer import encode, get_tokenizer
@@ -114,6 +116,9 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
         return load_languages(tokenizer, quiet, enc)
     if kind == 'recall':
         return load_recall(data, choice or '8', tokenizer, quiet)
+    if data == 'facts':
+        train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
+        return Facts(enc, train), Facts(enc, val), enc, info
     if kind == 'niah':
         form = choice or 'short'
         if form not in FORMS:

@@ -1,0 +1,145 @@
+"""
+Invented facts: told once in a passage, asked for after other text.
+
+    The food of Bamilo is bread. Bamilo has Oslo as home. ...   (other text)   Question: food of Bamilo? Answer: bread.
+
+Names are invented, so that nobody can know the answer beforehand; values are common words, sixteen for each of twelve
+attributes, so that a guess is right one time in sixteen.
+
+    python train.py --data=facts --start_lr=0.1 --out_dir=out-facts     learn to answer questions on a passage
+    python facts.py                                                     a passage, its questions, a row of training
+
+A row of training has a passage of its own, then text, then questions. In eval_continual.py (--protocol=facts) a passage
+of 1, 20 or 200 facts is read, then 10,000 tokens of other text, and then the questions are asked.
+
+Does NOT include: questions that take two facts, facts that change, answers that are no fact of the passage.
+"""
+import random
+
+import torch
+
+from data import weights_for
+from tokenizer import encode
+
+VALUES = {
+    'food': 'bread rice soup cheese fish honey apples beans eggs nuts plums corn milk salt figs cake',
+    'colour': 'red blue green white black brown grey pink gold silver orange purple yellow violet amber ivory',
+    'home': 'Oslo Paris Rome Cairo Lima Delhi Tokyo Boston Madrid Berlin Vienna Athens Prague Dublin Lisbon Seoul',
+    'job': 'baker pilot nurse farmer painter judge tailor sailor writer miner doctor teacher clerk hunter cook guard',
+    'pet': 'dog cat horse parrot rabbit goat snake turtle hen duck mouse fox pony lamb crow toad',
+    'tool': 'hammer saw knife rope needle brush spade axe ladder lamp nail file drill wheel key net',
+    'sport': 'chess tennis golf rowing boxing skiing running hockey diving judo rugby polo darts archery fencing cycling',
+    'music': 'piano violin drum flute harp guitar cello trumpet organ banjo horn oboe lute fiddle bell viola',
+    'month': 'January February March April May June July August September October November December spring summer '
+             'autumn winter',
+    'metal': 'iron copper tin lead zinc nickel steel brass bronze cobalt chrome radium sodium mercury titanium uranium',
+    'tree': 'oak elm pine birch willow maple cedar ash palm olive cherry walnut spruce poplar larch beech',
+    'drink': 'water tea coffee wine beer juice cider lemonade cocoa rum whisky vodka sherry port brandy gin'}
+VALUES = {attribute: words.split() for attribute, words in VALUES.items()}
+TOLD = ('The {attribute} of {name} is {value}.', '{name} has {value} as {attribute}.')
+ASKED, ANSWERED = '\nQuestion: {attribute} of {name}? Answer:', ' {value}.'
+ANSWERS_WEIGH = 0.5             # the share of a row's loss that its answers have
+OF_A_NAME = 3                   # facts of each name, on average
+
+
+def draw(n, rng):
+    """n facts, (name, attribute, value), no two of the same attribute of the same name."""
+    def syllables(k): return ''.join(rng.choice('bdfgklmnprstvz') + rng.choice('aeiou') for _ in range(k)).capitalize()
+    names, keys = set(), set()
+    while len(names) < -(-n // OF_A_NAME):
+        names.add(syllables(3))
+    names = sorted(names)
+    while len(keys) < n:
+        keys.add((rng.choice(names), rng.choice([*VALUES])))
+    return [(name, attribute, rng.choice(VALUES[attribute])) for name, attribute in rng.sample(sorted(keys), n)]
+
+
+def told(fact, rng):
+    """A sentence that tells a fact."""
+    name, attribute, value = fact
+    return ' ' + rng.choice(TOLD).format(name=name, attribute=attribute, value=value)
+
+
+def asked(fact):
+    """(question, answer), two pieces of text."""
+    name, attribute, value = fact
+    return ASKED.format(name=name, attribute=attribute), ANSWERED.format(value=value)
+
+
+class Facts:
+    """
+    Rows of a passage, text, and questions on the passage, as a task (the protocol of tasks.py). Answers are what counts.
+    enc     the tokenizer
+    text    1-D array of token ids that lie between passage and questions
+    """
+    shortest, is_text = 96, False
+
+    def __init__(self, enc, text):
+        self.enc, self.text = enc, text[text != enc.eot_token]
+
+    def tokens(self, text):
+        return encode(self.enc, text.encode()).tolist()
+
+    def passage(self, facts, rng):
+        """Token ids of sentences that tell the facts, in their order."""
+        return [i for fact in facts for i in self.tokens(told(fact, rng))]
+
+    def other(self, n, rng):
+        """n tokens of other text."""
+        start = rng.randrange(max(1, len(self.text) - n))
+        return self.text[start:start + n].tolist()
+
+    def row(self, n, seed):
+        """n tokens -> token ids, whether each is part of an answer. Short and long gaps are equally frequent."""
+        rng = random.Random(f'facts {seed}')
+        facts = draw(rng.randint(1, max(1, n // 64)), rng)
+        ids = [self.enc.eot_token] + self.passage(facts, rng)
+        room = max(0, n - len(ids) - 32 * len(facts))
+        ids += self.other(int((room + 1) ** rng.random()) - 1, rng)
+        marks = [False] * len(ids)
+        while len(ids) < n:
+            for fact in rng.sample(facts, len(facts)):
+                question, answer = map(self.tokens, asked(fact))
+                ids, marks = ids + question + answer, marks + [False] * len(question) + [True] * len(answer)
+        return ids[:n], marks[:n]
+
+    def batch(self, n, T, generator, progress=1.0):
+        """-> idx, targets (n, T) int64, weights (n, T) of mean 1: answers have half of the loss."""
+        seeds = torch.randint(2 ** 40, (n,), generator=generator).tolist()
+        ids, marks = zip(*(self.row(T + 1, seed) for seed in seeds))
+        ids, marks = torch.tensor(ids), torch.tensor(marks)[:, 1:]
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights_for(marks, ANSWERS_WEIGH)
+
+    def held_out(self, n, T, generator):
+        """As batch, of facts that no training sees; only answers are asked for."""
+        seed = 2 ** 41 + torch.randint(2 ** 40, (), generator=generator).item()
+        idx, targets, weights = self.batch(n, T, torch.Generator().manual_seed(seed))
+        return idx, targets.masked_fill(weights <= weights.min(), -1)
+
+    @torch.no_grad()
+    def report(self, reader, T, batch_size, n=32):
+        """{'answers': share of the tokens of answers that the reader predicts, over n rows that training does not see}."""
+        idx, targets = self.held_out(n, T, torch.Generator().manual_seed(2 ** 40))
+        device = next(reader.parameters()).device
+        said = torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])       # (n, T)
+        marked = targets >= 0
+        return {'answers': (said[marked] == targets[marked]).float().mean().item()}
+
+
+# -----------------------------------------------------------------------------
+# python facts.py
+
+
+def main():
+    from data import prepare
+    rng = random.Random(0)
+    facts = draw(6, rng)
+    print('a passage:' + ''.join(told(fact, rng) for fact in facts))
+    print('its questions:' + ''.join(question + answer for question, answer in map(asked, facts)))
+    _, text, enc, _ = prepare('english', quiet=True)
+    ids, marks = Facts(enc, text).row(700, 0)
+    print(f'\na row of 700 bytes, of which {sum(marks)} are of answers:{enc.decode(ids[1:], errors="replace")}')
+
+
+if __name__ == '__main__':
+    main()
