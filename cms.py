@@ -177,7 +177,8 @@ def empty_state(model, batch_size):
     recurrent, anchor   the mixers' state now, and at the start of the unfinished chunk `pending` (B, n)
     delta, gathered     {'0.0.up': (B, 2 h, D), ...}: how far a stream's weights have moved, and its gradients since; of
                         copies delta is (B, K, 2 h, D), the fastest level first, and nothing is gathered
-    learned             tokens that the weights have learned from; trace, where it stands, saves reading a chunk twice
+    learned             tokens that the weights have learned from; trace, where it stands, saves work: the weights of
+                        now, and what a whole chunk was read as
     kept                of copies: what is kept of the mixers' state by each level, of the blocks after the first
     log_w, said, book   of copies that are read out: evidence.py; said (B, R, V), what the rows say of the next token
     """
@@ -247,7 +248,7 @@ def learn(model, idx, state=None, moves=True):
         if moves:
             state = state | {'pending': torch.cat([state['pending'], part], dim=1)}
         logits = logits if whole else None
-    return torch.cat(out, dim=1), state | {'trace': logits is not None and (fast, logits)}
+    return torch.cat(out, dim=1), state | {'trace': (logits is not None or not training) and (fast, logits)}
 
 
 def detached(tensors):

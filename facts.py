@@ -28,7 +28,8 @@ VALUES = {
     'job': 'baker pilot nurse farmer painter judge tailor sailor writer miner doctor teacher clerk hunter cook guard',
     'pet': 'dog cat horse parrot rabbit goat snake turtle hen duck mouse fox pony lamb crow toad',
     'tool': 'hammer saw knife rope needle brush spade axe ladder lamp nail file drill wheel key net',
-    'sport': 'chess tennis golf rowing boxing skiing running hockey diving judo rugby polo darts archery fencing cycling',
+    'sport': 'chess tennis golf rowing boxing skiing running diving judo rugby polo darts archery fencing squash '
+             'hockey',
     'music': 'piano violin drum flute harp guitar cello trumpet organ banjo horn oboe lute fiddle bell viola',
     'month': 'January February March April May June July August September October November December spring summer '
              'autumn winter',
@@ -68,7 +69,7 @@ def asked(fact):
 
 class Facts:
     """
-    Rows of a passage, text, and questions on the passage, as a task (the protocol of tasks.py). Answers are what counts.
+    Rows of a passage, text, and questions on the passage, as a task (the protocol of tasks.py). Answers count.
     enc     the tokenizer
     text    1-D array of token ids that lie between passage and questions
     """
@@ -118,7 +119,7 @@ class Facts:
 
     @torch.no_grad()
     def report(self, reader, T, batch_size, n=32):
-        """{'answers': share of the tokens of answers that the reader predicts, over n rows that training does not see}."""
+        """{'answers': share of the tokens of answers that the reader predicts, over n rows that are not of training}."""
         idx, targets = self.held_out(n, T, torch.Generator().manual_seed(2 ** 40))
         device = next(reader.parameters()).device
         said = torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])       # (n, T)

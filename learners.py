@@ -13,6 +13,12 @@ Learners: what reads one text after another, in as many ways as people have trie
     clocks      as hope-3, but its slow levels follow every 2,048, 16,384 and 65,536 tokens, whatever is read
     sleep-N     as hope-N, and after every 16,384 tokens its levels become one that stays (sleep.py)
 
+and, of intents, on what the frozen model makes of a request:
+
+    means           the nearest mean of a class, by the covariance that all classes share
+    least-squares   a linear memory of names whose answers do not depend on the order (memory.py)
+    ridge           what that must equal: ridge regression on all requests together
+
 Does NOT include: learners that are told which text they are asked about.
 """
 import math
@@ -24,11 +30,13 @@ import torch.nn.functional as F
 from cli import show_status
 from cms import Learner, between_texts
 from machine import load_learner, load_model
+from memory import least_squares, no_pairs
 from model import state_bytes
 from sleep import Sleeper
 
 LEARNERS = ('nothing', 'icl', 'finetune', 'ewc', 'replay-1', 'replay-5', 'joint', 'clock', 'clocks', 'hope-0', 'hope-1',
             'hope-2', 'hope-3', 'sleep-1')
+ON_FEATURES = ('means', 'least-squares', 'ridge')
 STEPS = {'finetune': (1e-3, 2e-3, 4e-3, 8e-3, 16e-3), 'ewc': (1, 10, 100, 1e3, 1e4), 'clock': (0.1, 0.3, 1, 2, 4)}
 AS_THEY_READ = ('clock', 'clocks', 'hope', 'sleep')     # kinds that learn so
 WINDOW = 256                    # tokens of a step of fine-tuning
@@ -37,12 +45,16 @@ DAY = 16384                     # tokens between two nights of sleep-N
 
 def steps_for(name, chosen):
     """Of the steps that were chosen, {'finetune', 'ewc', 'clock'}, those that a learner uses."""
-    uses = {'nothing': [], 'icl': [], 'ewc': ['finetune', 'ewc']} | dict.fromkeys(AS_THEY_READ, ['clock'])
-    return {kind: chosen[kind] for kind in uses.get(name.partition('-')[0], ['finetune']) if kind in chosen}
+    uses = dict.fromkeys(('nothing', 'icl', *ON_FEATURES), []) | dict.fromkeys(AS_THEY_READ, ['clock'])
+    uses['ewc'] = ['finetune', 'ewc']
+    kinds = uses.get(name, uses.get(name.partition('-')[0], ['finetune']))
+    return {kind: chosen[kind] for kind in kinds if kind in chosen}
 
 
 def make(name, checkpoint, steps, base):
     """A learner with the steps that it uses."""
+    if name in ON_FEATURES:
+        return OnFeatures(name, checkpoint)
     if name.partition('-')[0] in ('nothing', 'icl', *AS_THEY_READ):
         return Stream(name, checkpoint, steps.get('clock', 0.0))
     return FineTuned(name, checkpoint, steps['finetune'], base, steps.get('ewc', 0.0))
@@ -123,8 +135,9 @@ class FineTuned:
         windows = self.windows(text.tokens) + [*together]
         if together:
             random.Random(0).shuffle(windows)
+        warm_up = max(1, min(10, len(windows) // 4))    # a short passage is one step or two
         for i, window in enumerate(windows):
-            lr = self.step * min(1, (i + 1) / 10) * max(0.05, 1 - i / len(windows))
+            lr = self.step * min(1, (i + 1) / warm_up) * max(0.05, 1 - i / len(windows))
             for group in optimizer.param_groups:
                 group['lr'] = lr
             loss = self.loss(window)
@@ -164,3 +177,62 @@ class FineTuned:
         """Of all that has changed, and all that it keeps."""
         weights = [*self.model.parameters(), *(self.fisher or []), *(self.anchor or [])]
         return state_bytes(weights) + 2 * sum(map(len, self.kept))
+
+
+class OnFeatures:
+    """means, least-squares, ridge, on features of a request: the mean of what the frozen model's head reads, and 1."""
+    def __init__(self, name, checkpoint):
+        self.name, self.model, self.known = name, load_model(checkpoint).eval(), []
+        D = self.model.config.n_embd + 1
+        self.state, self.read, self.weights = no_pairs(1, D, 0), [], None
+
+    @torch.no_grad()
+    def features(self, prompt):
+        """Token ids -> (D + 1,)."""
+        seen = []
+        hook = self.model.norm.register_forward_hook(lambda module, args, out: seen.append(out[0].mean(0)))
+        self.model(torch.tensor([prompt]))
+        hook.remove()
+        return torch.cat([seen[0], torch.ones(1)])
+
+    def learn(self, text):
+        self.known += [name for name in text.names if name not in self.known]
+        x = torch.stack([self.features(prompt) for prompt, _ in text.pairs])                    # (T, D + 1)
+        which = torch.tensor([self.known.index(name) for _, name in text.pairs])
+        self.weights = None
+        if self.name == 'least-squares':                # names that nobody had: rows of zeros, as if there all along
+            self.state['S'] = F.pad(self.state['S'], (0, 0, 0, len(self.known) - self.state['S'].shape[1]))
+            for part, its in zip(x.split(64), which.split(64)):
+                self.state = least_squares(part[None], F.one_hot(its, len(self.known))[None].float(), self.state)
+        else:
+            self.read.append((x, which))
+
+    def solved(self):
+        """(names, D + 1): how much a request's features speak for each name."""
+        if self.name == 'least-squares':
+            return self.state['S'][0]
+        x, which = (torch.cat(parts).double() for parts in zip(*self.read))
+        y = F.one_hot(which.long(), len(self.known)).double()                                   # (T, names)
+        gram = x.mT @ x
+        if self.name == 'ridge':
+            return torch.linalg.solve(gram + torch.eye(len(gram), dtype=x.dtype), x.mT @ y).mT.float()
+        means = y.mT @ x / y.sum(0)[:, None]                                                    # (names, D + 1)
+        within = (gram - (y.sum(0)[:, None] * means).mT @ means) / len(x)
+        W = torch.linalg.solve(within + 1e-3 * torch.eye(len(gram), dtype=x.dtype), means.mT).mT
+        W[:, -1] = -(W * means)[:, :-1].sum(1) / 2      # half of the mean's own answer, in the place of the constant's
+        return W.float()
+
+    def choose(self, prompt, names):
+        """The name that a prompt's features speak for, and how much."""
+        self.weights = self.solved() if self.weights is None else self.weights
+        said = self.weights @ self.features(prompt)
+        places = [self.known.index(name) for name in names]
+        best = said[places].argmax().item()
+        return names[best], said[places][best].item()
+
+    def to_score(self):
+        return self, None
+
+    def bytes(self):
+        """Of what it remembers; ridge keeps all, means could do with sums."""
+        return state_bytes(self.state if self.name == 'least-squares' else [[*pair] for pair in self.read])

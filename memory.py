@@ -219,6 +219,41 @@ class Recurrent(MemoryLayer):
 
 
 # -----------------------------------------------------------------------------
+# a memory whose answers do not depend on the order in which it was written
+
+
+def no_pairs(B, Dk, Dv, ridge=1.0, dtype=None):
+    """The state of least_squares before any pair: S (B, Dv, Dk), P (B, Dk, Dk)."""
+    return {'S': torch.zeros(B, Dv, Dk, dtype=dtype), 'P': torch.eye(Dk, dtype=dtype).expand(B, Dk, Dk) / ridge}
+
+
+def least_squares_ref(k, v, state):
+    """
+    The delta rule with all keys so far in the place of one, pair by pair (recursive least squares): it erases along
+    P k, where P is the inverse of ridge I + the sum of k k^T, and so a pair leaves the answers to all former keys as
+    they have to be. S minimises the sum of |S k - v|^2 + ridge |S|^2, whatever the order of the pairs.
+    paper: DGD, S_t = S_{t-1} (I - beta k k^T) + beta v k^T    here: P k / (1 + k^T P k) for beta k
+
+    k (B, T, Dk), v (B, T, Dv), state as no_pairs or this returned it; returns the new state
+    """
+    S, P = state['S'], state['P']
+    for k_t, v_t in zip(k.unbind(1), v.unbind(1)):
+        Pk = (P @ k_t[..., None])[..., 0]                                                       # (B, Dk)
+        gain = Pk / (1 + (k_t * Pk).sum(-1, keepdim=True))                                      # (B, Dk)
+        e = v_t - (S @ k_t[..., None])[..., 0]                                                  # (B, Dv)
+        S, P = S + e[..., None] * gain[:, None], P - gain[..., None] * Pk[:, None]
+    return {'S': S, 'P': P}
+
+
+def least_squares(k, v, state):
+    """least_squares_ref, all T pairs at once (Woodbury)."""
+    S, P = state['S'], state['P']
+    kP = k @ P                                                                                  # (B, T, Dk)
+    gain = torch.linalg.solve(torch.eye(k.shape[1], dtype=k.dtype) + kP @ k.mT, kP)             # (B, T, Dk)
+    return {'S': S + (v - k @ S.mT).mT @ gain, 'P': P - kP.mT @ gain}                           # (B, Dv, T) (B, T, Dk)
+
+
+# -----------------------------------------------------------------------------
 # python memory.py
 
 
