@@ -119,7 +119,7 @@ class Facts:
 
     @torch.no_grad()
     def report(self, reader, T, batch_size, n=32):
-        """{'answers': share of the tokens of answers that the reader predicts, over n rows that are not of training}."""
+        """{'answers': share of the tokens of answers that the reader predicts}, over n rows of no training."""
         idx, targets = self.held_out(n, T, torch.Generator().manual_seed(2 ** 40))
         device = next(reader.parameters()).device
         said = torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])       # (n, T)

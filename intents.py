@@ -31,10 +31,10 @@ ARROW, END = ' =>', '\n'
 
 # invented: an intent is an action and a thing
 ACTIONS = {'start': 'start/turn on/switch on/get going with', 'stop': 'stop/turn off/switch off/put an end to',
-           'find': 'find/look for/where is/show me', 'buy': 'buy/order/get me/pay for', 
-           'lose': 'lost/cannot find/miss/left', 'fix': 'fix/repair/mend/something is wrong with', 'sell': 'sell/get rid of/find a buyer for/offer',
-           'lend': 'lend/give away for a week/let somebody use/share', 'clean': 'clean/wash/get the dirt off/polish',
-           'move': 'move/carry/bring upstairs/put elsewhere'}
+           'find': 'find/look for/where is/show me', 'buy': 'buy/order/get me/pay for',
+           'lose': 'lost/cannot find/miss/left', 'fix': 'fix/repair/mend/something is wrong with',
+           'sell': 'sell/get rid of/find a buyer for/offer', 'lend': 'lend/give away for a week/let somebody use/share',
+           'clean': 'clean/wash/get the dirt off/polish', 'move': 'move/carry/bring upstairs/put elsewhere'}
 THINGS = '''lamp/light car/auto phone/mobile radio/music oven/stove ticket/pass garden/lawn bicycle/bike window/pane
 book/novel boat/dinghy camera/lens heater/heating printer/paper kettle/tea'''.split()
 PHRASES = ('{} my {}', 'please {} the {}', 'can you {} this {} for me', 'i want to {} a {}', '{} the {} now',

@@ -6,9 +6,12 @@ import torch
 from test_scripts import inside
 
 from cli import UsageError
-from learners import LEARNERS, WINDOW, FineTuned, make, steps_for
+from languages import specimen_text
+from learners import LEARNERS, ON_FEATURES, WINDOW, FineTuned, make, steps_for
+from protocols import domain, language, texts
 from test_cms import tiny
 from test_machine import saved
+from tokenizer import get_tokenizer
 
 
 @pytest.fixture(scope='module')
@@ -44,31 +47,28 @@ def test_claims_hold_fail_or_cannot_be_told(script):
     assert mean == 2 and abs(error - (1 / 3) ** 0.5) < 1e-12
 
 
-def test_nothing_that_is_scored_is_read(script):
-    from languages import specimen_text
-    from tokenizer import get_tokenizer
+def test_nothing_that_is_scored_is_read():
     enc = get_tokenizer('bytes')
     for data in ('pip:torch:.cmake', 'pip:torch:.h'):
-        text = script.domain(data, enc, 1)
+        text = domain(data, enc, 1, 50_000)
         (scored, counts, n_bytes), = text.scored
         read, asked = (bytes(x.tolist()) for x in (text.tokens, scored))
-        assert len(read) == script.args.n_bytes and n_bytes == len(asked) <= len(read) // 5 and counts.all()
+        assert len(read) == 50_000 and n_bytes == len(asked) <= len(read) // 5 and counts.all()
         pieces = [asked[i:i + 100] for i in range(0, len(asked) - 100, 100)]
         assert sum(piece in read for piece in pieces) < 0.1 * len(pieces), 'but for what all files begin with'
-        assert not torch.equal(script.domain(data, enc, 2).tokens, text.tokens), 'another seed, other documents'
+        assert not torch.equal(domain(data, enc, 2, 50_000).tokens, text.tokens), 'another seed, other documents'
     enc = get_tokenizer('bpe:512', texts=specimen_text(20))
-    text = script.language('A', enc, 1)
+    text = language('A', enc, 1, 600)
     lines = enc.decode(text.tokens.tolist()).splitlines()
     asked = [enc.decode(tokens.tolist()).strip() for tokens, _, _ in text.scored]
-    assert len(lines) == script.args.n_lines and len(asked) == script.args.n_lines // 6
+    assert len(lines) == 600 and len(asked) == 100
     assert not {line.strip() for line in lines} & {*asked}
 
 
-def test_texts_that_take_turns(script):
-    from tokenizer import get_tokenizer
+def test_texts_that_take_turns():
     enc = get_tokenizer('bytes')
-    a, b = (script.domain(name, enc, 1) for name in ('pip:torch:.h', 'pip:torch:.yaml'))
-    mixed = script.domain('pip:torch:.h+pip:torch:.yaml', enc, 1)
+    a, b = (domain(name, enc, 1, 50_000) for name in ('pip:torch:.h', 'pip:torch:.yaml'))
+    mixed = domain('pip:torch:.h+pip:torch:.yaml', enc, 1, 50_000)
     assert torch.equal(mixed.tokens[:1000], torch.cat([a.tokens[:500], b.tokens[:500]])) and len(mixed.scored) == 2
 
 
@@ -91,7 +91,7 @@ def test_what_learners_keep():
         moved[name] = sum((p - q).square().sum().item() for p, q in zip(learner.model.parameters(), before)) ** 0.5
         weights = 4 * sum(p.numel() for p in before)
         assert learner.bytes() == 2 * sum(map(len, learner.kept)) + weights * (1 + 2 * (name == 'ewc'))
-    assert moved['ewc'] < 0.7 * moved['finetune'], moved
+    assert moved['ewc'] < 0.85 * moved['finetune'], moved
     for name in LEARNERS:
         steps = steps_for(name, {'finetune': 1e-3, 'ewc': 1.0, 'clock': 1.0})
         learner = make(name, checkpoint, steps, base)
@@ -101,6 +101,66 @@ def test_what_learners_keep():
         after = reader(Text.tokens[None, :50], None, state)[0].log_softmax(-1)
         assert (name == 'nothing') == torch.equal(before, after), name
         assert after.isfinite().all()
+
+
+@pytest.mark.parametrize('options', [dict(protocol='intents', n_bytes=2000, n_requests=3, n_tasks=2),
+                                     dict(protocol='facts', n_facts=[2], n_readings=2)])
+def test_texts_of_the_other_protocols(options):
+    """The same seed gives the same texts; what is scored is not read, in what is scored and in what chooses steps."""
+    enc = get_tokenizer('bytes')
+    o = type('Options', (), options)
+    (base, tasks, other), (_, again, _), (_, another, _) = (texts(o, enc, seed) for seed in (1, 1, 2))
+    assert len(base.tokens) > 1000 and not base.scored
+    for text, same, different in zip(tasks, again, another):
+        if o.protocol == 'facts':
+            passage, same, different = text.passages[0], same.passages[0], different.passages[0]
+            said = enc.decode(passage.tokens.tolist())
+            assert said.count('<|endoftext|>') == 2 and len(text.passages) == 8 and len(passage.scored) == 2
+            for tokens, counts, _ in passage.scored:
+                question, answer = (enc.decode(tokens[counts == which].tolist()) for which in (0, 1))
+                attribute, name = question.split(':')[1].split('?')[0].strip().split(' of ')
+                assert said.count(f'The {attribute} of {name} is{answer}') + \
+                    said.count(f"{name} has{answer.strip('.')} as {attribute}.") == 2 and question not in said
+            text = passage
+        else:
+            read = {prompt for prompt, _ in text.pairs}
+            assert len(text.names) == 15 and len(text.pairs) == 45 == len(text.scored)
+            assert not read & {prompt for prompt, _ in text.scored} and {name for _, name in text.pairs} == {*text.names}
+            assert enc.decode(text.tokens.tolist()).count(' => ') == 45
+        assert torch.equal(text.tokens, same.tokens) and not torch.equal(text.tokens, different.tokens)
+    assert not torch.equal(other.tokens, tasks[0].tokens)
+    if o.protocol == 'intents':
+        assert tasks[-1].none and not {*tasks[0].names} & {*tasks[1].names}
+        scored = {prompt for text in tasks for prompt, _ in text.scored}
+        assert not scored & {prompt for prompt, _ in other.scored + other.pairs}, 'steps are chosen by other requests'
+
+
+def test_answers_of_least_squares_do_not_depend_on_the_order():
+    """As a learner of intents, in three orders and beside ridge regression on all requests; means separate classes."""
+    checkpoint = saved(tiny(chunks='', mixer='deltanet').float())
+    rng = torch.Generator().manual_seed(0)
+    def requests(n): return [tuple(row) for row in torch.randint(17, (n, 9), generator=rng).tolist()]
+    parts = [type('Text', (), {'names': [(i,), (i, 1)], 'pairs': [((7,) * 9 + prompt, (i, 1)) if j % 2 else (prompt, (i,))
+                                                                  for j, prompt in enumerate(requests(30))]})
+             for i in range(3)]
+    names = [name for part in parts for name in part.names]
+    said = {}
+    for name in ON_FEATURES:
+        for order in ((0, 1, 2), (2, 0, 1), (1, 2, 0)):
+            learner = make(name, checkpoint, steps_for(name, {}), None)
+            for i in order:
+                learner.learn(parts[i])
+            said[name, order] = [learner.choose(prompt, names)[1] for prompt in requests(1) + [parts[1].pairs[0][0]]][1:]
+    for name in ON_FEATURES:
+        first, *rest = (x for (key, _), x in said.items() if key == name)
+        for other in rest:
+            assert torch.allclose(torch.tensor(first), torch.tensor(other), atol=1e-3), name
+    assert torch.allclose(*(torch.tensor(said[name, (0, 1, 2)]) for name in ('least-squares', 'ridge')), atol=1e-3)
+    means = make('means', checkpoint, {}, None)
+    for part in parts:
+        means.learn(part)
+    right = [means.choose(prompt, part.names)[0] == name for part in parts for prompt, name in part.pairs]
+    assert sum(right) > 0.9 * len(right), 'one name of two is of requests that begin alike'
 
 
 def test_quick_end_to_end(tmp_path, capsys):
@@ -123,8 +183,10 @@ def test_quick_end_to_end(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('args, said', [
-    (['--protocol=facts'], 'protocol is domains or languages'), (['--learners=hope-9'], 'learners'),
-    (['--seeds=0'], 'seeds must be at least 1'), (['--json=/tmp'], 'is a folder')])
+    (['--protocol=fact'], 'protocol is one of domains, languages'), (['--learners=hope-9'], 'learners'),
+    (['--seeds=0'], 'seeds must be at least 1'),
+    (['--learners=means'], 'learners'), (['--protocol=facts', '--facts=0'], '--facts'),
+    (['--protocol=intents', '--n_tasks=11'], 'n_tasks must be at most 10'), (['--json=/tmp'], 'is a folder')])
 def test_refuses(args, said):
     with pytest.raises(UsageError, match=said):
         inside('eval_continual.py', *args)

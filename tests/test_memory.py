@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_near
 
-from memory import RECURRENT, TTT_CHUNK, recall, remember, retain, write_rate
+from memory import (RECURRENT, TTT_CHUNK, least_squares, least_squares_ref, no_pairs, recall, remember, retain,
+                    write_rate)
 from model import MIXERS, Config, Hope
 from titans import DEEP
 
@@ -192,3 +193,19 @@ def test_recall_table():
     assert recall('attention', 128) == 1.0 and recall('attention', 128, alike=0.5) == 1.0
     assert recall('deltanet', 32, alike=0.5) > 1.5 * recall('linear', 32, alike=0.5)
     assert recall('deltanet', 16, again=16) > 0.9 > 0.7 > recall('linear', 16, again=16)
+
+
+def test_least_squares_is_the_closed_form_in_any_order():
+    """Pair by pair == in parts == ridge regression on all pairs, in three orders, float64."""
+    rng = torch.Generator().manual_seed(0)
+    k, v = (torch.randn(2, 23, n, dtype=torch.float64, generator=rng) for n in (6, 4))
+    wanted = torch.linalg.solve(k.mT @ k + 0.3 * torch.eye(6, dtype=torch.float64), k.mT @ v).mT
+    for order in (torch.arange(23), torch.arange(23).flip(0), torch.randperm(23, generator=rng)):
+        state = no_pairs(2, 6, 4, ridge=0.3, dtype=torch.float64)
+        one = least_squares_ref(k[:, order], v[:, order], state)
+        for size in (1, 5, 23):
+            other = state
+            for part in order.split(size):
+                other = least_squares(k[:, part], v[:, part], other)
+            assert (other['P'] - one['P']).abs().max() < 1e-12 and (other['S'] - one['S']).abs().max() < 1e-12
+        assert (one['S'] - wanted).abs().max() < 1e-12
