@@ -5,6 +5,7 @@ Does a model learn one thing after another without losing what it knew?
     python eval_continual.py --protocol=languages       two invented languages (languages.py)
     python eval_continual.py --protocol=intents         150 classes of requests, fifteen at a time (intents.py)
     python eval_continual.py --protocol=facts           facts told once, asked for 10,000 tokens later (facts.py)
+    python eval_continual.py --protocol=levels          do more levels help, and faster ones (the paper's figure 7)
     python eval_continual.py --quick                    the same in under two minutes, with tiny models: that it runs
     python eval_continual.py --learners=finetune,hope-3 --seeds=1
 
@@ -37,20 +38,22 @@ import torch
 
 from cli import (UserError, atomic_write, build, check, clear, git_commit, numbers, one_line_errors, read_args,
                  read_file, words)
-from learners import LEARNERS, ON_FEATURES, STEPS, make, steps_for
-from machine import describe, load_checkpoint, load_tokenizer, owner
-from protocols import BASES, DOMAINS, score, texts
+from data import prepare
+from learners import LEARNERS, ON_FEATURES, STEPS, make, read, steps_for
+from machine import describe, load_checkpoint, load_learner, load_model, load_tokenizer, owner
+from metrics import claim, main_score, mean_and_error, metrics, print_tables, summary, verdicts
+from protocols import BASES, CLOCKS, DOMAINS, score, texts
 
 one_line_errors()
 HERE = os.path.dirname(os.path.abspath(__file__))
-CODE = [f'{name}.py' for name in 'eval_continual protocols learners cms evidence sleep memory languages intents facts '
-        'corpora'.split()]
+CODE = [f'{name}.py' for name in ('eval_continual protocols learners cms evidence sleep memory languages intents facts '
+                                  'corpora').split()]       # a result that was kept is of this code
 
 
 @dataclass
 class Continual:
     """The evaluation"""
-    protocol: str = 'domains'           # domains | languages | intents | facts
+    protocol: str = 'domains'           # domains | languages | intents | facts | levels
     learners: str = ''                  # which of them, as in icl,hope-3 ('' = all)
     seeds: int = 3                      # base models, each with texts of its own
     domains: str = DOMAINS              # texts: what --data of train.py takes, of a package with its suffix
@@ -111,6 +114,8 @@ def train(folder, **options):
             raise UserError(f"{out} holds a base model of another {', '.join(other)}; give another --out_dir")
         return checkpoint['step'] >= checkpoint['run']['max_steps']
     options |= {'sample_tokens': 0} | (TINY if args.quick else {})
+    if args.quick and args.protocol == 'levels':        # needles need room
+        options['block_size'] = 512
     if not whole():
         command = ['train.py', *(f'--{name}={value}' for name, value in (options | {'out_dir': out}).items())]
         command = ['train.py', '--resume', f'--out_dir={out}'] if os.path.exists(path) else command
@@ -123,13 +128,13 @@ def train(folder, **options):
 
 
 def base_model(seed):
-    """The checkpoint that the learners of a seed begin with, and its tokenizer."""
+    """The path of the checkpoint that the learners of a seed begin with, the checkpoint, and its tokenizer."""
     folder = f"{args.protocol}-{seed}{'-quick' * args.quick}"
     path = None
     for stage, options in BASES[args.protocol]:
         path = train(folder + stage, seed=seed, **options, **({'init_from': path} if path else {}))
     checkpoint = load_checkpoint(path)
-    return checkpoint, load_tokenizer(checkpoint, path)
+    return path, checkpoint, load_tokenizer(checkpoint, path)
 
 
 # -----------------------------------------------------------------------------
@@ -151,11 +156,6 @@ def kept_result(key, make_result):
     with atomic_write(path) as file:
         file.write(json.dumps(result).encode())
     return result
-
-
-def main_score(scores):
-    """The one number of a score that is larger where it is better."""
-    return -scores['bpb'] if 'bpb' in scores else scores['right']
 
 
 def choose(kind, checkpoint, enc, base, text, chosen):
@@ -233,7 +233,7 @@ def read_passages(fresh, enc, base, tasks, at_once):
             learner = fresh()
             def now(): return score(passage, *learner.to_score(), enc)['right']
             rows.append([now()])
-            learner.learn(passage, *[learner.windows(base.tokens)] * at_once)
+            learner.learn(passage, *([learner.windows(base.tokens)] if at_once else []))
             rows[-1].append(now())
             if not at_once:
                 learner.learn(base)
@@ -243,114 +243,88 @@ def read_passages(fresh, enc, base, tasks, at_once):
     return R, R[1], learner
 
 
-def metrics(R, alone, first, at_once=False):
-    """
-    R       rows of scores, before any text and after each, larger is better; the base text's first, if first = 1
-    alone   the score of each text after it alone was read
-    returns {'gained': by each text when it was read, 'kept': its share in the end, 'lost': of the base}
-    """
-    n, before, last = len(alone), R[0][first:], R[-1][first:]
-    lost = R[0][0] - R[-1][0] if first else 0.0
-    if at_once:                                         # all texts were read together: there is no before and after
-        return {'gained': [last[j] - before[j] for j in range(n)], 'kept': [1.0] * n, 'lost': lost}
-    return {'gained': [R[j + 1][first + j] - before[j] for j in range(n)], 'lost': lost,
-            'kept': [(last[j] - before[j]) / (alone[j] - before[j]) if alone[j] > before[j] else 0.0
-                     for j in range(n)]}
+# -----------------------------------------------------------------------------
+# levels: no text after another, but how many of them, and how slow
+
+
+def read_with(chunks, seed, path, checkpoint, enc):
+    """{'mk': % of needles found, 'mv', 'mq', 'bpb': of a long text} by a reader with these clocks ('': none)."""
+    times, n, n_tokens = (2, 2, 1_000) if args.quick else (8, 22, 16_000)
+
+    def measured():
+        length = times * checkpoint['config']['block_size']
+        out = os.path.join(args.out_dir, 'results', f'needles-{os.getpid()}.json')
+        os.makedirs(os.path.dirname(out), exist_ok=True)
+        command = ['eval_niah.py', f'--out_dir={os.path.dirname(path)}', '--tasks=mk,mv,mq', f'--lengths={length}',
+                   f'--n={n}', f'--depths={2 if args.quick else 11}', f'--json={out}', f'--seed={seed}']
+        command += ['--learn', f'--cms_chunks={chunks}'] if chunks else []
+        done = subprocess.run([sys.executable, os.path.join(HERE, command[0]), *command[1:]], stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise UserError(f"python {' '.join(command)} failed")
+        found = {cell['task']: 100 * cell['score'] for cell in json.loads(read_file(out))['cells']}
+        os.remove(out)
+        reader = load_learner(checkpoint, chunks=chunks).eval() if chunks else load_model(checkpoint).eval()
+        text = prepare('english', quiet=True, enc=enc)[1][:n_tokens].astype(int)
+        losses = read(reader, torch.from_numpy(text), None, f'{chunks}:')[0]
+        return found | {'bpb': losses.sum().item() / math.log(2) / len(enc.decode_bytes(text[1:].tolist()))}
+    return kept_result({'levels': chunks, 'seed': seed, 'model': owner(checkpoint)}, measured)
+
+
+def levels():
+    """A row for each number of levels and each slowest clock; a verdict on both."""
+    rows, counts = {'': 'no level moves'}, (1, 4) if args.quick else (1, 2, 3, 4)
+    for slowest, clocks in CLOCKS.items():
+        rows |= {','.join(map(str, clocks[-k:])): f'{k}, slowest {slowest:,}' for k in counts}
+    found, columns = {chunks: [] for chunks in rows}, ('mk', 'mv', 'mq', 'bpb')
+    for seed in range(1, args.seeds + 1):
+        base = base_model(seed)
+        for chunks in rows:
+            found[chunks].append(read_with(chunks, seed, *base))
+            print(f'{clear(sys.stdout)}seed {seed} | {rows[chunks]:<16} | '
+                  + ' | '.join(f'{name} {found[chunks][-1][name]:.2f}' for name in columns), flush=True)
+    print(f'\n{args.seeds} seeds, means: needles found, %, and bits per byte of a long text')
+    print(f"{'levels':<18}{'clocks':<20}" + ''.join(f'{name:>9}' for name in columns))
+    for chunks, runs in found.items():
+        print(f'{rows[chunks]:<18}{chunks:<20}' + ''.join(
+            f'{mean_and_error([run[name] for run in runs])[0]:>9.2f}' for name in columns))
+    of = {slowest: [found[','.join(map(str, clocks[-k:]))] for k in (1, 4)] for slowest, clocks in CLOCKS.items()}
+    def needles(run): return (run['mk'] + run['mv'] + run['mq']) / 3
+    def pairs(a, b, value): return [value(x) - value(y) for x, y in zip(a, b)]
+    verdict = []
+    for what, value in (('finds more needles', needles), ('reads a long text better', lambda run: -run['bpb'])):
+        verdict += [claim(f'four levels of which the slowest moves every {slowest:,} tokens: it {what} than with one',
+                          pairs(four, one, value)) for slowest, (one, four) in of.items()]
+        verdict.append(claim(f'of four levels, the slowest at 512 tokens for 8,192: it {what}',
+                             pairs(of[512][1], of[8192][1], value)))
+    write(found, verdict)
 
 
 # -----------------------------------------------------------------------------
-# what follows from all of them
+# go
 
 
-UNITS = {'domains': 'bits per byte', 'languages': '% of meanings right', 'intents': '% of requests right',
-         'facts': '% of questions answered'}
-PASSAGE = ('before', 'read', 'other text')      # rows of facts
-
-def mean_and_error(values):
-    """The mean of one number per seed, and its standard error (None of one seed)."""
-    mean = sum(values) / len(values)
-    spread = math.sqrt(sum((x - mean) ** 2 for x in values) / max(1, len(values) - 1) / len(values))
-    return mean, spread if len(values) > 1 else None
-
-
-def summary(runs):
-    """{'gained', 'kept', 'kept_first', 'lost', 'final': (mean, standard error)} over seeds, means over texts."""
-    def mean(values): return sum(values) / len(values)
-    rows = {'gained': [mean(r['gained']) for r in runs], 'kept': [mean(r['kept']) for r in runs],
-            'kept_first': [mean(r['kept'][:-1] or r['kept']) for r in runs], 'lost': [r['lost'] for r in runs],
-            'final': [mean([main_score(x) for x in r['R'][-1]]) for r in runs]}
-    return {name: mean_and_error(values) for name, values in rows.items()}
-
-
-def claim(text, numbers, low=0.0):
-    """A claim that a number is above low: it holds beyond two standard errors, does not, or cannot be told."""
-    mean, error = mean_and_error(numbers)
-    margin = 2 * error if error is not None else math.inf
-    holds = True if mean - margin > low else False if mean + margin < low else None
-    return {'claim': text, 'holds': holds, 'numbers': {'mean': mean, 'standard_error': error, 'asked': low}}
-
-
-def verdicts(found):
-    """What the paper claims, and what was asked of the levels here, where the learners for it were run."""
-    def pairs(a, b, value): return [value(x) - value(y) for x, y in zip(found[a], found[b])]
-    def first_ones(r): return summary([r])['kept_first'][0]
-    def final(r): return summary([r])['final'][0]
-    def gained(r): return sum(r['gained']) / len(r['gained'])
-    out, levels = [], [name for name in ('icl', 'hope-1', 'hope-2', 'hope-3') if name in found]
-    for a, b in zip(levels, levels[1:]):
-        out.append(claim(f'{b} ends better than {a}, mean over all that is scored', pairs(b, a, final)))
-    for rival in found:
-        if 'hope-3' in found and rival not in ('nothing', 'hope-3', *levels[-2:-1]):
-            out.append(claim(f'hope-3 ends better than {rival}', pairs('hope-3', rival, final)))
-    if 'hope-3' in found and args.protocol in ('domains', 'languages'):
-        out.append(claim('hope-3 keeps 90 % of its gain on all but the last',
-                         [first_ones(r) for r in found['hope-3']], 0.9))
-    if 'hope-3' in found and args.protocol == 'domains':
-        out.append(claim('hope-3 loses at most 0.02 bits per byte of the base text',
-                         [-r['lost'] for r in found['hope-3']], -0.02))
-    if {'hope-3', 'finetune'} <= {*found} and args.protocol != 'facts':
-        out.append(claim('hope-3 gains more than 90 % of what fine-tuning gains',
-                         [gained(a) - 0.9 * gained(b) for a, b in zip(found['hope-3'], found['finetune'])]))
-    if {'least-squares', 'ridge'} <= {*found}:
-        out.append(claim('the memory of least squares answers as ridge regression on all requests does, to 0.5 points',
-                         [-abs(x) for x in pairs('least-squares', 'ridge', final)], -0.5))
-    if {'hope-3', 'finetune'} <= {*found} and args.protocol == 'facts':
-        for j, n in enumerate(args.n_facts):            # in points above what was answered before
-            def left(r): return main_score(r['R'][2][j]) - main_score(r['R'][0][j])
-            out.append(claim(f'of {n} facts hope-3 keeps twice what fine-tuning keeps',
-                             [left(a) - 2 * left(b) for a, b in zip(found['hope-3'], found['finetune'])]))
-    return out
-
-
-def print_tables(found, names):
-    unit = UNITS[args.protocol]
-    width = 2 + max(8, *map(len, names))
-    for name, runs in found.items():
-        print(f'\n{name}: R, {unit}, mean over seeds; a row is what was read last, a column what is scored')
-        print(f"{'':<{width}}" + ''.join(f'{column:>{width}}' for column in names))
-        for i, first in enumerate(runs[0]['R']):
-            cells = [mean_and_error([abs(main_score(r['R'][i][j])) for r in runs])[0] if first[j] else None
-                     for j in range(len(names))]
-            row = 'before' if not i else names[i - len(runs[0]['R'])] if args.protocol != 'facts' else PASSAGE[i]
-            print(f'{row:<{width}}' + ''.join(f"{'-':>{width}}" if x is None else f'{x:>{width}.3f}' for x in cells))
-
-    def cell(pair, scale=1.0):
-        mean, error = pair
-        return f'{scale * mean:.3f}' + (f' +- {2 * scale * error:.3f}' if error is not None else '')
-    print(f'\n{len(next(iter(found.values())))} seeds, +- two standard errors; gained and lost in {unit}, kept in %')
-    print(f"{'':<14}{'gained':>18}{'lost of the base':>18}{'kept, first ones':>20}{'kept, all':>18}{'in the end':>18}"
-          f"{'bytes':>12}{'passes':>8}{'seconds':>9}")
-    for name, runs in found.items():
-        s = summary(runs)
-        print(f"{name:<14}{cell(s['gained']):>18}{cell(s['lost']):>18}{cell(s['kept_first'], 100):>20}"
-              f"{cell(s['kept'], 100):>18}{cell(s['final']):>18}{runs[0]['state_bytes']:>12,}{runs[0]['passes']:>8}"
-              f"{sum(r['seconds'] for r in runs) / len(runs):>9.0f}")
+def write(learners, verdict, curves=(), names=()):
+    """The verdict on the terminal, and all of it in a file."""
+    print('\nholds beyond two standard errors, does not, or cannot be told (?)')
+    for line in verdict:
+        numbers = line['numbers']
+        print(f"{ {True: 'yes', False: 'no ', None: '?  '}[line['holds']]} {line['claim']}: {numbers['mean']:.3f}"
+              + (f" +- {2 * numbers['standard_error']:.3f}" if numbers['standard_error'] is not None else '')
+              + f" (asked: {numbers['asked']:g})")
+    path = args.json or os.path.join(args.out_dir, f'{args.protocol}.json')
+    with atomic_write(path) as file:
+        file.write(json.dumps({'about': {'commit': COMMIT, 'torch': torch.__version__, 'machine': describe('cpu'),
+                                         'args': dataclasses.asdict(args), 'steps': curves, 'scored': names},
+                               'learners': learners, 'verdict': verdict}, indent=1).encode())
+    print(f'\nwritten to {path}')
 
 
 def main():
+    if args.protocol == 'levels':
+        return levels()
     found, curves, names = {name: [] for name in args.learners.split(',')}, {}, []
     for seed in range(1, args.seeds + 1):
-        checkpoint, enc = base_model(seed)
+        _, checkpoint, enc = base_model(seed)
         base, tasks, other = texts(args, enc, seed)
         todo = [base, *tasks]
         names = [text.name for text in todo if text.scored or text.passages]
@@ -369,21 +343,9 @@ def main():
             result = summary(found[name][-1:])
             print(f"{clear(sys.stdout)}seed {seed} | {name:<9} | gained {result['gained'][0]:.3f} | lost "
                   f"{result['lost'][0]:.3f} | kept {100 * result['kept'][0]:.0f} %", flush=True)
-    print_tables(found, names)
-    verdict = verdicts(found)
-    print('\nholds beyond two standard errors, does not, or cannot be told (?)')
-    for line in verdict:
-        numbers = line['numbers']
-        print(f"{ {True: 'yes', False: 'no ', None: '?  '}[line['holds']]} {line['claim']}: {numbers['mean']:.3f}"
-              + (f" +- {2 * numbers['standard_error']:.3f}" if numbers['standard_error'] is not None else '')
-              + f" (asked: {numbers['asked']:g})")
-    path = args.json or os.path.join(args.out_dir, f'{args.protocol}.json')
-    with atomic_write(path) as file:
-        file.write(json.dumps({'about': {'commit': COMMIT, 'torch': torch.__version__, 'machine': describe('cpu'),
-                                         'args': dataclasses.asdict(args), 'steps': curves, 'scored': names},
-                               'learners': {name: {'seeds': runs, **summary(runs)} for name, runs in found.items()},
-                               'verdict': verdict}, indent=1).encode())
-    print(f'\nwritten to {path}')
+    print_tables(args.protocol, found, names)
+    write({name: {'seeds': runs, **summary(runs)} for name, runs in found.items()},
+          verdicts(args.protocol, found, args.n_facts), curves, names)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,8 @@ Protocols: what is read one after the other in eval_continual.py, how it is scor
                 far, is the right one (intents.py)
     facts       passages of invented facts, each by itself; % of the questions answered, before it is read, after, and
                 after 10,000 tokens of other text (facts.py)
+    levels      needles in 4,096 tokens, and bits per byte of a long text, by a reader of one to four levels that move
+                by clocks (eval_continual.py alone)
 
     base, tasks, other = texts(o, enc, seed)        other: the one that step sizes are chosen by, which is not scored
     score(text, reader, state, enc, names)          of what a learner has become (learners.py)
@@ -39,7 +41,12 @@ ROWS = (('-short', dict(block_size=128, batch_size=32, max_steps=800, learning_r
 BASES = {'domains': [('', dict(learning_rate=4e-3))],
          'languages': [(name, dict(data='languages', start_lr=0.1, eval_every=500, **how)) for name, how in ROWS],
          'intents': [('', dict(data='english', max_steps=1000, learning_rate=8e-3, eval_every=500))],
-         'facts': [(name, dict(data='facts', start_lr=0.1, eval_every=500, **how)) for name, how in ROWS]}
+         'facts': [(name, dict(data='facts', start_lr=0.1, eval_every=500, **how)) for name, how in ROWS],
+         'levels': [('', dict(data='niah', tokenizer='bpe:1024', start_lr=0.1, learning_rate=4e-3, max_steps=3000,
+                              schedule='trapezoid', cooldown=0.3, eval_every=1000))]}
+
+# levels: clocks of four levels for each slowest one, in tokens; of fewer levels the slowest of them
+CLOCKS = {512: (64, 128, 256, 512), 2048: (64, 256, 1024, 2048), 8192: (64, 512, 2048, 8192)}
 
 
 @dataclass

@@ -8,42 +8,30 @@ from test_scripts import inside
 from cli import UsageError
 from languages import specimen_text
 from learners import LEARNERS, ON_FEATURES, WINDOW, FineTuned, make, steps_for
+from metrics import claim, mean_and_error, metrics
 from protocols import domain, language, texts
 from test_cms import tiny
 from test_machine import saved
 from tokenizer import get_tokenizer
 
 
-@pytest.fixture(scope='module')
-def script():
-    """Its functions, without running it."""
-    import sys
-    argv, hook = sys.argv, sys.excepthook
-    sys.argv = ['eval_continual.py']
-    try:
-        import eval_continual
-    finally:
-        sys.argv, sys.excepthook = argv, hook
-    return eval_continual
-
-
-def test_metrics_of_known_matrices(script):
+def test_metrics_of_known_matrices():
     #           base  A   B
     perfect = [[-2.0, 0, 0], [-2.0, 4, 0], [-2.0, 4, 6]]
-    assert script.metrics(perfect, [4, 6], 1) == {'gained': [4, 6], 'kept': [1, 1], 'lost': 0}
+    assert metrics(perfect, [4, 6], 1) == {'gained': [4, 6], 'kept': [1, 1], 'lost': 0}
     forgets = [[-2.0, 0, 0], [-2.5, 4, 1], [-3.0, 1, 6]]
-    assert script.metrics(forgets, [4, 8], 1) == {'gained': [4, 6], 'kept': [0.25, 0.75], 'lost': 1}
-    assert script.metrics([[1, 1], [3, 1], [2, 5]], [3, 5], 0) == {'gained': [2, 4], 'kept': [0.5, 1], 'lost': 0}
-    assert script.metrics([[1, 1], [1, 1], [1, 1]], [1, 1], 0)['kept'] == [0, 0], 'nothing was gained, nothing is kept'
-    assert script.metrics([[0, 1, 1], [1, 3, 3], [1, 3, 3]], [0, 0], 1, at_once=True) == {
+    assert metrics(forgets, [4, 8], 1) == {'gained': [4, 6], 'kept': [0.25, 0.75], 'lost': 1}
+    assert metrics([[1, 1], [3, 1], [2, 5]], [3, 5], 0) == {'gained': [2, 4], 'kept': [0.5, 1], 'lost': 0}
+    assert metrics([[1, 1], [1, 1], [1, 1]], [1, 1], 0)['kept'] == [0, 0], 'nothing was gained, nothing is kept'
+    assert metrics([[0, 1, 1], [1, 3, 3], [1, 3, 3]], [0, 0], 1, at_once=True) == {
         'gained': [2, 2], 'kept': [1, 1], 'lost': -1}
 
 
-def test_claims_hold_fail_or_cannot_be_told(script):
+def test_claims_hold_fail_or_cannot_be_told():
     for numbers, holds in (([1.0, 1.1, 0.9], True), ([-1.0, -1.1, -0.9], False), ([1.0, -1.0], None), ([5.0], None),
                            ([0.0, 0.0, 0.0], None)):
-        assert script.claim('x', numbers, 0)['holds'] is holds, numbers
-    mean, error = script.mean_and_error([1.0, 2.0, 3.0])
+        assert claim('x', numbers, 0)['holds'] is holds, numbers
+    mean, error = mean_and_error([1.0, 2.0, 3.0])
     assert mean == 2 and abs(error - (1 / 3) ** 0.5) < 1e-12
 
 
