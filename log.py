@@ -2,7 +2,7 @@
 A run's log, OUT_DIR/log.jsonl: a line of JSON with what the run was started by, again for every time that it was
 resumed, then one for each step and each evaluation. Here it is read, gone on with, drawn, and made a curve of.
 
-Does NOT include: what a line says (train.py decides).
+Does NOT include: when a line is written, and what it says (train.py decides).
 """
 import contextlib
 import json
@@ -66,7 +66,7 @@ def draw_curve(values, width=72, height=12):
 
 
 # -----------------------------------------------------------------------------
-# for plot.py
+# a run as a curve, for plot.py
 
 
 def number(text):
@@ -81,7 +81,8 @@ def read_run(path):
     lost is in bits per byte where it read text, else in nats per token.
     """
     run = SimpleNamespace(path=path, settings={}, curve=[], marks=[])
-    lines, at, seconds, began, speed, tokens_per_step = read_log(path, math.inf), 0, 0.0, False, None, None
+    lines = read_log(path, math.inf)
+    at, seconds, began, speed, tokens_per_step = 0, 0.0, False, None, None
     try:
         for line in lines if any('loss' in line for line in lines) else printed_log(path, lines):
             if 'config' in line:                            # a run's first line, or that of one that was resumed

@@ -54,7 +54,7 @@ class Plot:
 
 
 def text_of(*path):
-    return read_file(os.path.join(RESULTS, *path)).decode(errors='replace')     # an absolute path stays what it is
+    return read_file(os.path.join(RESULTS, *path)).decode(errors='replace')
 
 
 def best_runs(pattern):
@@ -320,6 +320,8 @@ DRAW = {'losses': draw_losses, 'needles': draw_needles, 'levels': draw_levels, '
 
 def draw_runs(runs, x):
     """Any runs, with a legend of what differs between them."""
+    if len({run.unit for run in runs}) > 1:
+        raise UserError('one of these runs read text and another did not: their losses have no unit in common')
     fig, ax = new_figure(6.4, 3.6)
     for run, name in zip(runs, names_of(runs)):
         draw_run(ax, run, lambda point: point[x], COLOURS.get(name), name)
@@ -335,10 +337,11 @@ def main():
     args, = build([Plot], read_args([Plot], [word for word in sys.argv[1:] if word.startswith('-')]))
     if bool(logs) == args.all:
         raise UsageError('give logs of runs, as in python plot.py out/log.jsonl, or --all for the figures of the pages')
-    if not args.all:
+    if args.all:
+        for name, draw in DRAW.items():
+            save(draw(), os.path.join(RESULTS, 'figures', f'{name}.svg'))
+    else:
         save(draw_runs([read_run(path) for path in logs], args.x), args.out)
-    for name in DRAW if args.all else ():
-        save(DRAW[name](), os.path.join(RESULTS, 'figures', f'{name}.svg'))
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -117,6 +118,11 @@ def test_nothing_else_imports_it():
             assert ('import matplotlib' in file.read()) == path.endswith('plot.py'), path
     with open(os.path.join(ROOT, 'requirements.txt')) as file:
         assert 'matplotlib' not in file.read()
+
+
+def test_text_and_other_tasks_share_no_axis():
+    with pytest.raises(UserError, match='no unit in common'):
+        plot.draw_runs([SimpleNamespace(unit='bits per byte'), SimpleNamespace(unit='nats per token')], 'step')
 
 
 @pytest.mark.parametrize('args, code, said', [
