@@ -249,8 +249,7 @@ def draw_needles():
 
 def draw_learners(files, texts, ylabel):
     """What is gained by reading against what is kept of it in the end."""
-    fig, ax = new_figure(6.4, 3.4)
-    points = []
+    (fig, ax), points = new_figure(6.4, 3.4), []
     for name, learner in read_learners(*files).items():
         (y, dy), (x, dx), (lost, _) = (learner[what] for what in ('gained', 'kept_first', 'lost'))
         if name in LEARNERS:
@@ -269,8 +268,7 @@ def draw_levels():
     """What is kept of four languages by so many slow levels: each language of each seed, and the mean of all."""
     fig, ax = new_figure(5, 3)
     found = read_learners('languages4')
-    for n, name in enumerate(('icl', 'hope-1', 'hope-2', 'hope-3')):
-        colour = LEARNERS.get(name, (name, GREY))[1]
+    for n, (name, colour) in enumerate((('icl', GREY), ('hope-1', RED), ('hope-2', RED), ('hope-3', RED))):
         kept = [100 * share for run in found[name]['seeds'] for share in run['kept']]
         ax.plot([n + 0.02 * (i - len(kept) / 2) for i in range(len(kept))], kept, 'o', ms=3, color=colour, alpha=0.5)
         share, error = (100 * x for x in found[name]['kept'])

@@ -1,4 +1,4 @@
-"""What plot.py reads (no matplotlib needed), what it says where something is missing, and the figures that are there."""
+"""What plot.py reads, what it says where something is missing, and the figures that are there."""
 import glob
 import json
 import math
@@ -55,7 +55,7 @@ def test_what_a_run_printed_as_a_curve(tmp_path):
     path.write_text('tokens bytes | vocabulary 257 | train 7 | val 4 | 1.000 bytes per token\n'
                     'model: hope,attention, 945,296 parameters, 8.9 MFLOP per token\n'
                     'run: 1,100 steps of 4 x 1,024 tokens on 1 x cpu, float32, out_dir=out\n'
-                    'step   1,000/1,100 | loss  1.3863 | bpb  2.0000 | lr 4e-03 | norm 0.5 |     4,096 tok/s | left 0:0\n'
+                    'step   1,000/1,100 | loss  1.3863 | bpb  2.0000 | lr 4e-03 |     4,096 tok/s | left 0:0\n'
                     'eval   1,100/1,100 | val loss 0.6931 | val bpb 1.0000 | best bpb 1.0000 | saved out/ckpt.pt\n')
     run = read_run(str(path))
     assert run.settings == {'mixer': 'hope,attention', 'batch_size': 4, 'block_size': 1024}
@@ -91,8 +91,8 @@ def test_numbers_of_the_pages_are_what_is_read():
     assert 0.64 <= training['hope'][4096] / training['attention'][4096] <= 0.66 and 16384 in training['hope']
     learners = plot.read_learners('domains-former', 'domains')
     assert round(learners['finetune']['lost'][0], 3) == 0.861 and round(learners['hope-1']['gained'][0], 3) == 0.965
-    assert {run.settings['mixer']: round(run.marks[-1]['value'], 3) for run in plot.best_runs('records-cpu/*-1.txt')} == {
-        'hope': 1.490, 'attention': 1.473, 'gated_deltanet': 1.456, 'hope,attention': 1.426}
+    best = {run.settings['mixer']: round(run.marks[-1]['value'], 3) for run in plot.best_runs('records-cpu/*-1.txt')}
+    assert best == {'hope': 1.490, 'attention': 1.473, 'gated_deltanet': 1.456, 'hope,attention': 1.426}
     assert round(plot.read_speed()['gated_deltanet'], -1) == 26850
     assert plot.read_clocks()[2] == (256, [256, 512, 768, 1024])
 
