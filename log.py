@@ -1,11 +1,14 @@
 """
 A run's log, OUT_DIR/log.jsonl: a line of JSON with what the run was started by, again for every time that it was
-resumed, then one for each step and each evaluation. Here it is read, gone on with, and drawn.
+resumed, then one for each step and each evaluation. Here it is read, gone on with, drawn, and made a curve of.
 
-Does NOT include: what a line says (train.py decides).
+Does NOT include: when a line is written, and what it says (train.py decides).
 """
 import contextlib
 import json
+import math
+import re
+from types import SimpleNamespace
 
 from cli import UserError, atomic_write, read_file
 
@@ -60,3 +63,66 @@ def draw_curve(values, width=72, height=12):
     lines = [''.join('*' if row == line else ' ' for row in rows) for line in range(height)]
     labels = [f'{high - (high - low) * line / (height - 1):7.3f} |' for line in range(height)]
     return '\n'.join(label + line for label, line in zip(labels, lines)) + '\n' + ' ' * 8 + '+' + '-' * n
+
+
+# -----------------------------------------------------------------------------
+# a run as a curve, for plot.py
+
+
+def number(text):
+    """'32,768' -> 32768.0"""
+    return float(text.replace(',', ''))
+
+
+def read_run(path):
+    """
+    A log.jsonl, or what a run printed -> its path, settings, unit, and curve and marks: what training and validation
+    lost, a dict each with step, tokens, seconds (of training, without first steps, which compile) and value. What it
+    lost is in bits per byte where it read text, else in nats per token.
+    """
+    run = SimpleNamespace(path=path, settings={}, curve=[], marks=[])
+    lines = read_log(path, math.inf)
+    at, seconds, began, speed, tokens_per_step = 0, 0.0, False, None, None
+    try:
+        for line in lines if any('loss' in line for line in lines) else printed_log(path, lines):
+            if 'config' in line:                            # a run's first line, or that of one that was resumed
+                run.settings, began = line['run'] | line['config'], True
+                tokens_per_step = run.settings['batch_size'] * run.settings['block_size']
+                bytes_per_token = line['data'].get('bytes_per_token')
+                nats = math.log(2) * bytes_per_token if bytes_per_token else 1.0
+                run.unit = 'bits per byte' if bytes_per_token else 'nats per token'
+            elif 'loss' in line or 'val_loss' in line:
+                speed = line.get('tokens_per_second') or speed
+                compiles, began = began and line['step'] == at + 1, False
+                seconds += (line['step'] - at) * tokens_per_step / speed * (not compiles)
+                at = line['step']
+                where, loss = (run.curve, line['loss']) if 'loss' in line else (run.marks, line['val_loss'])
+                where.append({'step': at, 'tokens': at * tokens_per_step, 'seconds': seconds, 'value': loss / nats})
+    except (KeyError, TypeError, ValueError):
+        run.curve = []                                      # it has lines, but not train.py's
+    if not run.curve:
+        raise UserError(f'{path} is no log of a run, which has settings, steps and losses: give the log.jsonl of one')
+    return run
+
+
+def printed_log(path, lines):
+    """What a run printed, as the lines of a log.jsonl; lines: those that are so already, its first in most logs."""
+    text = read_file(path).decode(errors='replace')
+    mixer, batch_size, block_size = (re.search(pattern, text, re.M)[1] for pattern in (
+        r'^model: (\S+), [\d,]+ parameters', r'^run: .* steps of (\d+) x', r'^run: .* steps of \d+ x ([\d,]+) tokens'))
+    known = re.search(r'^tokens .* \| ([\d.]+) bytes per token', text, re.M)
+    first = {'config': {'mixer': mixer}, 'data': {'bytes_per_token': float(known[1])} if known else {},
+             'run': {'batch_size': int(batch_size), 'block_size': int(number(block_size))}}
+    steps = re.findall(r'^(step|eval) +([\d,]+)/\S+ \| (?:val )?loss +([\d.]+) (?:.* ([\d,]+) tok/s)?', text, re.M)
+    return [first, *lines, *({'step': int(number(step)), 'loss' if kind == 'step' else 'val_loss': float(loss),
+                              'tokens_per_second': speed and number(speed)} for kind, step, loss, speed in steps)]
+
+
+def names_of(runs):
+    """What runs are called: by their mixers, or else by the settings in which they differ, or by their files."""
+    def differ(names): return len({*names}) == len(names)
+    mixers = [run.settings.get('mixer', '') for run in runs]
+    keys = [key for key in runs[0].settings if key not in ('out_dir', 'resume', 'overwrite', 'init_from')
+            and len({str(run.settings.get(key)) for run in runs}) > 1]
+    settings = [', '.join(f'{key}={run.settings.get(key)}' for key in keys) for run in runs]
+    return mixers if differ(mixers) else settings if differ(settings) else [run.path for run in runs]

@@ -1,4 +1,4 @@
-"""What README and the pages in results/ name is there: files, links, options; and README is short enough to be read."""
+"""What README and the pages in results/ name is there: files, links, images, options; and README is short."""
 import glob
 import os
 import re
