@@ -109,7 +109,7 @@ def train(folder, **options):
             return False
         checkpoint = load_checkpoint(path)
         its = checkpoint['config'] | checkpoint['run']
-        asked = options.keys() - {'init_from', 'compile'}           # where a model began may have moved
+        asked = options.keys() - {'init_from', 'compile', 'eval_every'}     # these change nothing, or have moved
         if other := sorted(name for name in asked if str(its[name]) != str(options[name])):
             raise UserError(f"{out} holds a base model of another {', '.join(other)}; give another --out_dir")
         return checkpoint['step'] >= checkpoint['run']['max_steps']

@@ -35,14 +35,16 @@ OTHER = 10_000                  # facts: tokens of other text between a passage 
 PASSAGES = 8                    # ... passages of one fact; of more facts fewer, but one at least
 
 # what train.py is given for the base models, in stages: that there is something to recall is found in short rows
-ROWS = (('-short', dict(block_size=128, batch_size=32, max_steps=800, learning_rate=4e-3)),
-        ('-middle', dict(block_size=512, batch_size=8, max_steps=500, learning_rate=2e-3)),
-        ('', dict(block_size=2048, batch_size=2, max_steps=1000, learning_rate=2e-3)))
+SHORT = dict(block_size=128, batch_size=32, max_steps=800, learning_rate=4e-3)
+MIDDLE = dict(block_size=512, batch_size=8, max_steps=500, learning_rate=2e-3)
+LONG = dict(block_size=2048, batch_size=2, max_steps=1000, learning_rate=2e-3)
+ROWS = dict(start_lr=0.1, eval_every=500)
 BASES = {'domains': [('', dict(learning_rate=4e-3))],
-         'languages': [(name, dict(data='languages', start_lr=0.1, eval_every=500, **how)) for name, how in ROWS],
+         'languages': [(name, dict(data='languages') | ROWS | stage)
+                       for name, stage in (('-short', SHORT), ('-middle', MIDDLE), ('', LONG))],
          'intents': [('', dict(data='english', max_steps=1000, learning_rate=8e-3, eval_every=500))],
-         'facts': [(name, dict(data='facts', start_lr=0.1, eval_every=500, **how)) for name, how in ROWS],
-         'levels': [('', dict(data='niah', tokenizer='bpe:1024', start_lr=0.1, learning_rate=4e-3, max_steps=3000,
+         'facts': [('-short', dict(data='facts') | ROWS | SHORT), ('', dict(data='facts') | ROWS | LONG | dict(max_steps=800))],
+         'levels': [('', dict(data='niah', tokenizer='bpe:1024', max_steps=3000, learning_rate=4e-3, start_lr=0.1,
                               schedule='trapezoid', cooldown=0.3, eval_every=1000))]}
 
 # levels: clocks of four levels for each slowest one, in tokens; of fewer levels the slowest of them
