@@ -185,8 +185,8 @@ def main():
     parameters = equal_model('hope', knobs).num_params()
     about = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
              'python': platform.python_version(), 'machine': describe('cpu'), 'race': asdict(race), 'model': knobs}
-    print(f"{race.task}, rows of {race.length} | {parameters:,} parameters | {about['machine']} | torch "
-          f"{torch.__version__} | commit {about['commit']}")
+    print(f"python {about['command']}\n{race.task}, rows of {race.length} | {parameters:,} parameters | {about['machine']} "
+          f"| torch {torch.__version__} | commit {about['commit']}")
     task = make_task(race)
     chance = {times: task.chance(times * race.length) for times in TIMES}
     runs = [run(mixer, seed, race, knobs, parameters)
