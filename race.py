@@ -14,7 +14,7 @@ standard errors where there are several; --json=FILE has every number. Any knob 
 
 A model begins with rows of --first_length, of recall with --first_pairs pairs in rows that are shorter by as much, as
 many tokens per step, and goes on to twice as many when 90 % is right: whole rows show too little of what is to be
-stopped, if the answer at each place needs what was found out at all places before it.
+learned, if the answer at each place needs what was found out at all places before it.
 
 Does NOT include: a learning-rate search, text (train.py), needles (eval_niah.py).
 """
