@@ -33,8 +33,7 @@ from lstm import LSTM
 from memory import RECURRENT, Recurrent
 from titans import DEEP, DeepMemory
 
-MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, DeepMemory) | {
-    'lstm': LSTM, 'attention': Attention}
+MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, DeepMemory) | {'lstm': LSTM, 'attention': Attention}
 
 
 @dataclass

@@ -8,8 +8,8 @@ Puzzles: small tasks that a program of a few lines solves, one for each skill on
     selective-copying   letters among noise, in their order                         MAD
     compression         all symbols of a short block, by their places               MAD
     memorisation        facts that are the same in all rows                         MAD
-    parity aa abab      formal languages that count modulo something                Bhattamishra 2020, Irie 2023
-    anbn anbncn shuffle-2   ... and that count                                      (the paper's table 5)
+    parity aa abab      formal languages that count in circles                      Bhattamishra 2020, Irie 2023;
+    anbn anbncn shuffle-2   ... and that count                                      the paper's table 5
     s3 s5               the product of permutations so far: state tracking          Liu 2023, Merrill 2024
     shift               a language that changes within a row, unmarked              for memories that write their rules
     hop-1 hop-2 hop-3   where is it? over one to three shuffled facts               after BABILong's qa1 to qa3
@@ -24,7 +24,7 @@ that is asked about stands the answer, which is one symbol as well:
     def row(self, T, rng): return text, answers         two strings of T; a blank: nothing is asked
 
 Chance is the share right of a reader that sees the last symbol alone and knows how often each answer follows it; it is
-counted (`Puzzle.chance`). Where answers stand in the row, guessing among them may be a little better.
+counted (`Puzzle.chance`). Guessing among what stands in the row may be better.
 
 Does NOT include: text (data.py), needles (niah.py), invented languages with words (languages.py).
 """
@@ -42,11 +42,14 @@ NAMES = string.ascii_letters + string.digits + string.punctuation + ''.join(map(
 
 class Puzzle:
     """
-    What all of them share. A puzzle says in `symbols` which characters its rows have, in `shortest` how long a row has
-    to be, so that something is asked in it, in `asked` what, and makes rows. In `begin_with` stands how long rows are best
-    in the beginning, where an answer needs what was found out at all places before it.
+    What all of them share. A puzzle makes rows, and says
 
-    tokens      1-D tensor: the token id of each symbol; without it they are counted from 0, the smallest vocabulary
+    symbols     which characters they have
+    asked       what is asked for
+    shortest    the fewest symbols of a row in which something is asked
+    begin_with  how long rows are best in the beginning, where an answer needs what was found out at each place before
+
+    tokens: a 1-D tensor, the token id of each symbol; without it they are counted from 0, the smallest vocabulary.
     """
     is_text, shortest, begin_with = False, 2, None
 
@@ -359,39 +362,35 @@ class Shift(Puzzle):
 
 class Hops(Puzzle):
     """
-    After BABILong's qa1, qa2, qa3 (Kuratov 2024): four things, each in another, up to a room. The facts stand shuffled
-    and at gaps in the first three quarters of a row, then each of the outermost is named and its room is asked for, so
-    many facts away:
+    After BABILong's qa1, qa2, qa3 (Kuratov 2024): four things, each in another one, of which each is in a room. In the
+    first three quarters of a row the facts stand, shuffled and at gaps; then each of the innermost things is named, and
+    its room is asked for, so many facts away:
 
-        2 hops, facts rB aq bt qC tB cr dq     questions aC bB dC cB: the answer is the second letter
+        2 hops      kb .. bD aC mb cC ia .. dE jd ..     kD mD .. iC jE        the second letter is asked for
 
     Chance 1/8; 1/4 or more for a guess among the rooms of the row.
     """
     asked, shortest = 'rooms', 32
 
     def __init__(self, hops, tokens=None):
-        self.kinds = [UPPER[:8]] + [LOWER[8 * i:8 * i + 8] for i in range(hops)]    # rooms, what is in them, in those ..
+        self.kinds = [UPPER[:8]] + [LOWER[8 * i:8 * i + 8] for i in range(hops)]    # rooms, what is in them, ..
         self.symbols = ''.join(self.kinds) + END
         super().__init__(tokens)
 
     def row(self, T, rng):
-        inside, above = {}, rng.choices(UPPER[:8], k=4)
+        inside, things = {}, rng.choices(UPPER[:8], k=4)
         for kind in self.kinds[1:]:
-            things = rng.sample(kind, 4)
-            inside.update((thing, rng.choice(above)) for thing in things)
-            above = things
-        facts = [thing + place for thing, place in inside.items()]
-        slots, facts_end = [2 * END] * (T // 2), T // 2 * 3 // 4
-        places = rng.sample(range(facts_end), len(facts)) + rng.sample(range(facts_end, T // 2), 4)
-        answers = [' '] * T
-        for place, fact in zip(places, facts):
-            slots[place] = fact
-        for place, thing in zip(places[len(facts):], above):
+            outer, things = things, rng.sample(kind, 4)
+            inside.update((thing, rng.choice(outer)) for thing in things)
+        pairs, answers, questions_at = [2 * END] * (T // 2), [' '] * T, T // 2 * 3 // 4
+        for place, thing in zip(rng.sample(range(questions_at), len(inside)), inside):
+            pairs[place] = thing + inside[thing]
+        for place, thing in zip(rng.sample(range(questions_at, T // 2), 4), things):
             room = thing
-            for _ in self.kinds[1:]:
+            while room in inside:
                 room = inside[room]
-            slots[place], answers[2 * place] = thing + room, room
-        return ''.join(slots).ljust(T, END), ''.join(answers)
+            pairs[place], answers[2 * place] = thing + room, room
+        return ''.join(pairs).ljust(T, END), ''.join(answers)
 
 
 # of --data and --task; recall, which takes a number of pairs, is made where it is needed

@@ -47,7 +47,7 @@ class Race:
     """The race"""
     task: str = 'parity'                # recall | parity | shift | .. (puzzles.py)
     mixers: str = 'hope,attention,lstm' # who takes part
-    length: int = 0                     # tokens of a training row (0 = the fewest that a row needs; puzzles: at least 32)
+    length: int = 0                     # tokens of a training row (0 = 32, or the fewest that it needs; recall: these)
     first_length: int = 0               # ... to begin with, then twice as many, up to length (0 = as suits the task)
     batch_size: int = 32                # rows per step
     max_steps: int = 200                # at most
@@ -66,7 +66,8 @@ class Race:
     json: str = ''                      # a file for the numbers
 
     def __post_init__(self):
-        check(self.task in ('recall', *PUZZLES), f"--task must be one of recall, {', '.join(PUZZLES)}, not '{self.task}'")
+        tasks = 'recall', *PUZZLES
+        check(self.task in tasks, f"--task must be one of {', '.join(tasks)}, not '{self.task}'")
         check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')
         words('mixers', self.mixers, MIXERS, joined=True)
         for name in ('n_pairs', 'batch_size', 'max_steps', 'eval_every', 'threads', 'seeds'):
@@ -185,8 +186,8 @@ def main():
     parameters = equal_model('hope', knobs).num_params()
     about = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
              'python': platform.python_version(), 'machine': describe('cpu'), 'race': asdict(race), 'model': knobs}
-    print(f"python {about['command']}\n{race.task}, rows of {race.length} | {parameters:,} parameters | {about['machine']} "
-          f"| torch {torch.__version__} | commit {about['commit']}")
+    print(f"python {about['command']}\n{race.task}, rows of {race.length} | {parameters:,} parameters | "
+          f"{about['machine']} | torch {torch.__version__} | commit {about['commit']}")
     task = make_task(race)
     chance = {times: task.chance(times * race.length) for times in TIMES}
     runs = [run(mixer, seed, race, knobs, parameters)

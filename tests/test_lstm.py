@@ -1,4 +1,4 @@
-"""The LSTM: its paper's formula, what a state is; whole == split and the rest of what every memory has is test_memory.py's."""
+"""The LSTM: its paper's formula, what its state is. What every memory does is in test_memory.py and test_model.py."""
 import pytest
 import torch
 from conftest import assert_near

@@ -1,6 +1,6 @@
 """
-Tasks: the protocol, which all of them follow (tasks.py), then what is each one's own; needles have test_niah.py, puzzles
-other than recall test_puzzles.py.
+Tasks: the protocol, which all of them follow (tasks.py), then what is each one's own; needles have test_niah.py, and
+puzzles other than recall test_puzzles.py.
 
     python -m pytest tests/test_tasks.py
 """
