@@ -14,10 +14,11 @@ at a time.
     ttt_mlp         ... with a hidden layer                                                     Sun 2024
     titans          ... with momentum, and forgetting                                           Behrouz 2024
     hope            ... and it writes its own keys, values and step sizes: self-modifying       Nested Learning 2025
+    lstm            keeps a number a unit, and sees what it said before (lstm.py)               Hochreiter 1997
     attention       keeps the pairs themselves, the last block_size of them (attention.py)      Vaswani 2017
 
-All but the last are one recurrence (kernels.py) with different rates. `remember` is where the linear ones differ; those
-with a hidden layer, ttt_mlp, titans and hope, are two such recurrences or three (titans.py).
+All but the last two are one recurrence (kernels.py) with different rates. `remember` is where the linear ones differ;
+those with a hidden layer, ttt_mlp, titans and hope, are two such recurrences or three (titans.py).
 
     python memory.py           how well each of them recalls stored pairs as their number grows past the key width
 

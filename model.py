@@ -29,10 +29,11 @@ from attention import Attention
 from cli import UsageError, UserError, build, check
 from cms import CHANGE, CMS, NIGHT, TOPOLOGIES, parse_clock
 from kernels import at_least_float32
+from lstm import LSTM
 from memory import RECURRENT, Recurrent
 from titans import DEEP, DeepMemory
 
-MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, DeepMemory) | {'attention': Attention}
+MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, DeepMemory) | {'lstm': LSTM, 'attention': Attention}
 
 
 @dataclass

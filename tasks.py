@@ -29,12 +29,13 @@ The least that is one, in which every token is to be said again:
     python tasks.py                             rows of each task
 
 --data       niah, niah:full        needles in text; full: long keys and values (niah.py)
-             recall, recall:PAIRS   associative recall of 8, or of so many pairs of letters (Recall below)
+             recall, recall:PAIRS   associative recall of 8, or of so many pairs of letters (puzzles.py)
+             parity, shift, ..      all other puzzles (puzzles.py)
              languages              lines of invented languages and what they mean (languages.py)
              facts                  questions on a passage of invented facts, after other text (facts.py)
              whatever else          a corpus (corpora.py)
 
-Does NOT include: mixtures of tasks, lessons that wait for what was learned (mqar.py has its own).
+Does NOT include: mixtures of tasks, lessons that wait for what was learned (race.py has some).
 """
 import hashlib
 import itertools
@@ -46,57 +47,10 @@ from data import Text, prepare
 from facts import Facts
 from languages import Languages, specimen_text
 from niah import FORMS, Needles
+from puzzles import PUZZLES, Recall
 from tokenizer import encode, get_tokenizer
 
 KEYS, VALUES, GAP = b'abcdefghijklmnopqrstuvwxyz', b'ABCDEFGHIJKLMNOPQRSTUVWXYZ', b'.'       # of --data=recall
-
-
-class Recall:
-    """
-    Multi-query associative recall (Arora 2023): pairs k v of distinct keys, then each k v once more, in random order
-    and at random gaps. The value after each second k is asked for.
-
-        k1 v1 k2 v2 ... kP vP  _ _ k2 v2 _ _ _ _ k1 v1 _ _
-
-    n_pairs         P
-    keys, values    1-D tensors of token ids, at least P keys; values may repeat
-    gap             the token id _
-    """
-    is_text = False
-
-    def __init__(self, n_pairs, keys, values, gap):
-        assert 1 <= n_pairs <= len(keys), f'{n_pairs} pairs take as many keys, not {len(keys)}'
-        self.n_pairs, self.keys, self.values, self.gap, self.shortest = n_pairs, keys, values, gap, 4 * n_pairs
-
-    def batch(self, n, T, generator, progress=1.0):
-        """
-        -> idx, targets (n, T) int64, the value at each second key and -1 elsewhere, and weights (n, T): the mean over
-        all tokens is that over what is asked, also where a row is read in parts and some of them ask nothing
-        """
-        P, slots = self.n_pairs, (T - 2 * self.n_pairs) // 2
-        assert slots >= P, f'{P} pairs do not fit in {T} tokens'
-        def draw(most): return torch.rand(n, most, generator=generator).argsort(-1)[:, :P]     # no two alike
-        keys, places = self.keys[draw(len(self.keys))], 2 * P + 2 * draw(slots)                 # (n, P)
-        values = self.values[torch.randint(len(self.values), (n, P), generator=generator)]
-        idx, targets = torch.full((n, T), self.gap), torch.full((n, T), -1)
-        idx[:, 0:2 * P:2], idx[:, 1:2 * P:2] = keys, values
-        idx.scatter_(1, places, keys).scatter_(1, places + 1, values)
-        targets.scatter_(1, places, values)
-        return idx, targets, (targets >= 0) * (T / P)
-
-    def held_out(self, n, T, generator):
-        """As batch, from a generator that no training begins with."""
-        seed = torch.randint(2 ** 40, (), generator=generator).item()
-        return self.batch(n, T, torch.Generator().manual_seed(2 ** 41 + seed))[:2]
-
-    @torch.no_grad()
-    def report(self, reader, T, batch_size, n=64):
-        """{'P pairs': share of the values that the reader names}, over n rows that training does not see."""
-        idx, targets, _ = self.batch(n, T, torch.Generator().manual_seed(2 ** 40))
-        device = next(reader.parameters()).device
-        said = torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])       # (n, T)
-        asked = targets >= 0
-        return {f'{self.n_pairs} pairs': (said[asked] == targets[asked]).float().mean().item()}
 
 
 # -----------------------------------------------------------------------------
@@ -111,11 +65,11 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
     raises  UserError for whatever is wrong with the data, by its name
     """
     kind, _, choice = data.partition(':')
-    tokenizer = 'bytes' if kind in ('recall', 'niah') and tokenizer == 'auto' else tokenizer
+    tokenizer = 'bytes' if kind in ('recall', 'niah', *PUZZLES) and tokenizer == 'auto' else tokenizer
     if data == 'languages':
         return load_languages(tokenizer, quiet, enc)
-    if kind == 'recall':
-        return load_recall(data, choice or '8', tokenizer, quiet)
+    if kind == 'recall' or data in PUZZLES:
+        return load_puzzle(data, tokenizer, quiet)
     if data == 'facts':
         train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
         return Facts(enc, train), Facts(enc, val), enc, info
@@ -138,17 +92,25 @@ def check_enough(task, val_task, block_size, steps, data):
     val_task.held_out(1, block_size, torch.Generator())
 
 
-def load_recall(data, n_pairs, tokenizer, quiet):
-    if not (n_pairs.isdecimal() and 1 <= int(n_pairs) <= len(KEYS)):
+def load_puzzle(data, tokenizer, quiet):
+    """Its symbols are bytes, so that a model that was trained on it can be asked: sample.py '0110'."""
+    n_pairs = data.partition(':')[2] or '8'                     # of recall
+    if data not in PUZZLES and not (n_pairs.isdecimal() and 1 <= int(n_pairs) <= len(KEYS)):
         raise UserError(f"--data=recall takes 1 to {len(KEYS)} pairs behind its colon, not '{n_pairs}'")
     if tokenizer != 'bytes':
         raise UserError(f'--data={data} is made of letters: use --tokenizer=bytes')
     enc = get_tokenizer(tokenizer)
-    keys, values, gap = (torch.from_numpy(encode(enc, letters).astype(int)) for letters in (KEYS, VALUES, GAP))
-    task = Recall(int(n_pairs), keys, values, gap.item())
+    def tokens(letters): return torch.from_numpy(encode(enc, letters).astype(int))
+    if data in PUZZLES:
+        symbols = PUZZLES[data]().symbols.encode('latin-1')
+        task, about = PUZZLES[data](tokens(symbols)), f'{len(symbols)} symbols'
+    else:
+        symbols = KEYS + VALUES + GAP
+        task = Recall(int(n_pairs), tokens(KEYS), tokens(VALUES), tokens(GAP).item())
+        about = f'{n_pairs} pairs of {len(KEYS)} keys and {len(VALUES)} values'
     if not quiet:
-        print(f'data {data} | {n_pairs} pairs of {len(keys)} keys and {len(values)} values | vocabulary {enc.n_vocab}')
-    return task, task, enc, dict(name=data, sha256=hashlib.sha256(KEYS + VALUES + GAP).hexdigest())
+        print(f'data {data} | {about} | vocabulary {enc.n_vocab}')
+    return task, task, enc, dict(name=data, sha256=hashlib.sha256(symbols).hexdigest())
 
 
 def load_languages(tokenizer, quiet, enc):

@@ -22,7 +22,7 @@ def ids(B, T, V=257):
     return torch.randint(V, (B, T), generator=torch.Generator().manual_seed(1))
 
 
-MIXES = ['gated_deltanet,hope', 'hope,attention', 'titans,hope']          # a memory per block
+MIXES = ['gated_deltanet,hope', 'hope,attention', 'titans,hope', 'lstm,hope']          # a memory per block
 
 
 @pytest.mark.parametrize('mixer', [*MIXERS, *MIXES])
@@ -78,7 +78,7 @@ def test_loss_is_nats_per_token_and_skips_minus_one():
     assert abs(loss.item() - 5.55) < 0.1, 'an untrained model should be close to log(257)'
 
 
-@pytest.mark.parametrize('mixer', ['gated_deltanet', 'ttt', 'attention', *MIXES])
+@pytest.mark.parametrize('mixer', ['gated_deltanet', 'ttt', 'attention', 'lstm', *MIXES])
 def test_cached_generation_equals_recomputing_everything(mixer):
     model, idx = tiny(mixer, block_size=64).double(), ids(2, 9)
     got = model.generate(idx, 20, temperature=0)
@@ -122,7 +122,7 @@ def test_sampling_cuts():
     assert set(drawn(top_k=100).tolist()) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize('mixer', RECURRENT)
+@pytest.mark.parametrize('mixer', [*RECURRENT, 'lstm'])
 def test_recurrent_state_is_constant(mixer):
     model = tiny(mixer)
     sizes = [state_bytes(read(model, ids(1, T))[1]) for T in (1, 30, 500)]

@@ -267,18 +267,6 @@ def test_a_model_that_learns_while_it_reads_trains_on_what_is_weighted(tmp_path)
     assert all(p.grad is None or p.grad.isfinite().all() for p in script['raw_model'].parameters())
 
 
-def test_recall_race():
-    """mqar.py prints a curve and a row per memory, of nearly equal size."""
-    tiny = ['--max_steps=3', '--eval_every=2', '--n_embd=16', '--memory_chunk=8']
-    done = shell('mqar.py', '--mixers=linear,hope', *tiny)
-    rows = [line.split() for line in done.stdout.splitlines()[-2:]]
-    assert [row[0] for row in rows] == ['linear', 'hope'] and 'step      2 ' in done.stdout
-    sizes = [int(row[1].replace(',', '')) for row in rows]
-    assert abs(sizes[0] - sizes[1]) <= 3 * 16 * 2
-    assert 'n_pairs' in shell('mqar.py', '--length=8', code=2).stderr
-    assert 'double' in shell('mqar.py', '--n_pairs=8', '--first_pairs=3', code=2).stderr
-
-
 # ---- wrong input
 
 
@@ -294,8 +282,6 @@ def test_recall_race():
     ('train.py', ['--gate_floor=1'], '--gate_floor must be at least 0 and below 0.5'),
     ('train.py', ['--mixer=hope', '--memory_read=now'], 'before, after, start'),
     ('train.py', ['--mixer=titans', '--adaptive=k'], '--adaptive'),
-    ('mqar.py', ['--mixers=hope,mamba'], 'mamba'),
-    ('mqar.py', ['--learning_rate=nan'], '--learning_rate'),
     ('train.py', ['--resume=maybe'], "--resume takes true or false"),
     ('train.py', ['-lr=1'], 'not understood'),
     ('train.py', ['hello'], 'not understood'),

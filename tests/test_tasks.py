@@ -1,5 +1,6 @@
 """
-Tasks: the protocol, which all of them follow (tasks.py), then what is each one's own; needles have test_niah.py.
+Tasks: the protocol, which all of them follow (tasks.py), then what is each one's own; needles have test_niah.py, and
+puzzles other than recall test_puzzles.py.
 
     python -m pytest tests/test_tasks.py
 """
@@ -17,7 +18,7 @@ from cli import UserError
 from data import Text
 from languages import Languages
 from niah import Needles
-from tasks import Recall
+from puzzles import Recall
 from tokenizer import get_tokenizer
 
 LETTERS = torch.arange(26)
