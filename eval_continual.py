@@ -159,13 +159,18 @@ def kept_result(key, make_result):
 
 
 def choose(kind, checkpoint, enc, base, text, chosen):
-    """[(step, gain on the text that is not scored, loss of the base)] for each of five steps."""
+    """[(step, gain on what is not scored, loss of the base)] for each of five steps; of facts, what is left of it."""
     steps = steps_for(kind, chosen)
 
     def measure():
         rows = []
         for step in STEPS[kind]:
-            learner = make(kind, checkpoint, steps | {kind: step}, base)
+            def fresh(): return make(kind, checkpoint, steps | {kind: step}, base)
+            if text.passages:
+                before, _, left = (main_score(row[0]) for row in read_passages(fresh, enc, base, [text], False)[0])
+                rows.append([step, left - before, 0.0])
+                continue
+            learner = fresh()
             before = [main_score(score(x, *learner.to_score(), enc, x.names)) for x in (text, base)]
             learner.learn(text)
             now = [main_score(score(x, *learner.to_score(), enc, x.names)) for x in (text, base)]

@@ -134,10 +134,10 @@ def passages(o, enc, seed):
             scored.append((torch.tensor(question + answer), torch.tensor(marks), 0))
         tokens = torch.tensor([enc.eot_token] + task.passage(facts, rng))
         return Text(title, tokens.repeat(o.n_readings), scored, 'whole')
-    tasks = [Text(f'{n} facts', NONE, unit='whole',
-                  passages=[passage(n, f'{n} facts {i}') for i in range(max(1, PASSAGES // (1 + n // 10)))])
-             for n in o.n_facts]
-    return Text('other', torch.tensor(task.other(OTHER, random.Random(f'other {seed}')))), tasks, passage(20, 'steps')
+    def column(n, count, title):
+        return Text(title, NONE, unit='whole', passages=[passage(n, f'{title} {i}') for i in range(count)])
+    tasks = [column(n, max(1, PASSAGES // (1 + n // 10)), f'{n} fact' + 's' * (n > 1)) for n in o.n_facts]
+    return Text('other', torch.tensor(task.other(OTHER, random.Random(f'other {seed}')))), tasks, column(20, 3, 'steps')
 
 
 def texts(o, enc, seed):
