@@ -299,8 +299,8 @@ def count(bench, knobs, device, dtype, ceiling):
             config = equal_model(mixer, knobs | {'block_size': T}, parameters).config
             model, layer = count_model(config, B, T, dtype)
             (launches, moved), of_layer = ([sum(x) for x in zip(*kinds.values())] for kinds in (model, layer))
-            rows.append({'T': T, 'mixer': mixer, 'sequences': B, 'kinds': model, 'layer_kinds': layer,
-                         'launches': launches, 'bytes': moved})
+            rows.append({'T': T, 'mixer': mixer, 'n_hidden': config.n_hidden, 'sequences': B,
+                         'kinds': model, 'layer_kinds': layer, 'launches': launches, 'bytes': moved})
             print(f'{T:>7,}  {mixer:<14}' + ''.join(f'{n:>10,}' for n, _ in model.values())
                   + f'{launches:>10,}{moved / 1e9:>10.2f}{of_layer[0]:>10,.1f}{of_layer[1] / 1e9:>10.2f}'
                   f'{launches / (B * T):>10.3f}{moved / (B * T) / 1e3:>10,.1f}', flush=True)
