@@ -8,13 +8,14 @@ What each memory costs, beside a Transformer of as many parameters, and what the
     python bench.py --preset=gpt2 --parts=ceilings,train --mixers=attention,hope --graph=attention,hope \
                     --lengths=2048,16384 --tokens=32768         for a GPU of 140 GB; --preset=small likewise
 
-Four parts, one process, and a fifth if it is asked for. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
+Four parts, one process. Ceilings: a large matrix product and a large copy. Training: forward and backward of all models
 in turn, medians, as ratios to the first of --mixers; the memory a step takes on top of the process's; --threads=1,2
 takes turns with the cores, too: what is compiled gets parts of the batch on them side by side, as in training, and all
 else shares its products; --graph adds rows with forward and backward as a CUDA graph each, so that no kernel waits for
 Python to launch it. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more. Kernels: the
-recurrence as token loop, tiled, compiled. Count: what torch.compile would launch for a step of each of --mixers on a
-GPU, and what that moves, of the whole model and of one layer (a mix's mean); some minutes each. Shares are of the ceilings (of the first --threads).
+recurrence as token loop, tiled, compiled. Shares are of the ceilings (of the first --threads). And if asked for, count:
+what torch.compile would launch on a GPU for a step of each of --mixers, and what that moves, of the whole model and of
+one layer (a mix's mean); minutes each.
 --json=FILE keeps it, with machine, versions and commit. Any knob of the model is --key=value.
 
 Does NOT include: the optimizer's step (optim.py's is the same for all), several devices, other machines' numbers.
@@ -299,8 +300,8 @@ def count(bench, knobs, device, dtype, ceiling):
             config = equal_model(mixer, knobs | {'block_size': T}, parameters).config
             model, layer = count_model(config, B, T, dtype)
             (launches, moved), of_layer = ([sum(x) for x in zip(*kinds.values())] for kinds in (model, layer))
-            rows.append({'T': T, 'mixer': mixer, 'n_hidden': config.n_hidden, 'sequences': B,
-                         'kinds': model, 'layer_kinds': layer, 'launches': launches, 'bytes': moved})
+            rows.append({'T': T, 'mixer': mixer, 'sequences': B, 'kinds': model, 'layer_kinds': layer,
+                         'launches': launches, 'bytes': moved})
             print(f'{T:>7,}  {mixer:<14}' + ''.join(f'{n:>10,}' for n, _ in model.values())
                   + f'{launches:>10,}{moved / 1e9:>10.2f}{of_layer[0]:>10,.1f}{of_layer[1] / 1e9:>10.2f}'
                   f'{launches / (B * T):>10.3f}{moved / (B * T) / 1e3:>10,.1f}', flush=True)

@@ -94,7 +94,7 @@ def kind(node):
 @contextlib.contextmanager
 def as_for_a_gpu(total):
     """Whatever torch.compile compiles here is for an H100, adds to total when it is called, and computes nothing."""
-    parts, gpu = titans.parts, torch.device('cuda')
+    parts, gpu = titans.parts, torch.device('cuda')     # the one place where a memory asks what device it is on
     numbers = {'get_device_properties': H100, 'get_compute_capability': 90, 'is_bf16_supported': True}
     with contextlib.ExitStack() as stack:
         for name, value in numbers.items():

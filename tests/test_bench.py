@@ -59,7 +59,7 @@ class Chain(nn.Module):
 
 def test_a_count_is_what_one_counts_by_hand():
     none, x = [0, 0], torch.empty(128, 64, requires_grad=True)
-    linear = 4 * (128 * 64 + 64 * 32 + 128 * 32)        # each of x W^T, dy^T x and dy W reads two of them, writes the third
+    linear = 4 * (128 * 64 + 64 * 32 + 128 * 32)        # x W^T, dy^T x and dy W each read two of them, write the third
     want = {'loops': none, 'products': [3, 3 * linear], 'others': none}
     assert count_step(nn.Linear(64, 32, bias=False), [x]) == want
     # one loop reads x and writes y, one reads x and dy and writes dx
