@@ -33,9 +33,10 @@ def test_all_parts(tmp_path):
     assert len(states) == 2 and states[0] == states[1], 'constant'
 
 
-def test_count_needs_no_gpu(tmp_path):
+def test_count_needs_no_gpu(tmp_path, capsys):
     path = str(tmp_path / 'count.json')
-    printed = shell('bench.py', *TINY, '--count', '--mixers=attention', f'--json={path}').stdout
+    inside('bench.py', *TINY, '--count', '--mixers=attention', f'--json={path}')
+    printed = capsys.readouterr().out
     assert 'a step on a GPU, counted' in printed and 'ceilings' not in printed
     with open(path) as file:
         row, = json.load(file)['count']
