@@ -13,7 +13,8 @@ call of a graph adds what that graph launches: its fused loops, its matrix produ
 are Inductor's own count, of all buffers that a kernel reads and writes, as if nothing stayed in the cache.
 
 How far off: of a hope layer of gpt2's size, as it was when a CUDA build of torch counted it, one launch in 7,504 and in
-3,264, and 6 and 12 % too many bytes (memory_chunk 64 and 256; results/gpu-counts.txt).
+3,264, and 6 and 12 % too many bytes (memory_chunk 64 and 256; counted so by the script that this file was made from,
+see results/gpu-counts.txt). That is one memory on one version of torch.
 
 Does NOT include: seconds; what torch launches outside compiled code (copies between the chunks of a long sequence) or
 beside its own kernels (a triangular solve copies first); the optimizer. Needs no compiler and no Triton, but reaches
