@@ -3,6 +3,7 @@ What each memory costs, beside a Transformer of as many parameters, and what the
 
     python bench.py                                     a quarter of an hour on one core
     python bench.py --quick                             under a minute: nothing compiled, one length
+    python bench.py --count                             launches and bytes of a step on a GPU; needs none (counts.py)
     python bench.py --parts=train --lengths=4096,16384 --mixers=attention,hope
     python bench.py --preset=gpt2 --parts=ceilings,train --mixers=attention,hope --graph=attention,hope \
                     --lengths=2048,16384 --tokens=32768         for a GPU of 140 GB; --preset=small likewise
@@ -12,7 +13,9 @@ in turn, medians, as ratios to the first of --mixers; the memory a step takes on
 takes turns with the cores, too: what is compiled gets parts of the batch on them side by side, as in training, and all
 else shares its products; --graph adds rows with forward and backward as a CUDA graph each, so that no kernel waits for
 Python to launch it. Decoding: milliseconds per token and bytes of state after 1,000 tokens and more. Kernels: the
-recurrence as token loop, tiled, compiled. Shares are of the ceilings (of the first --threads).
+recurrence as token loop, tiled, compiled. Shares are of the ceilings (of the first --threads). And if asked for, count:
+what torch.compile would launch on a GPU for a step of each of --mixers, and what that moves, of the whole model and of
+one layer (a mix's mean); minutes each.
 --json=FILE keeps it, with machine, versions and commit. Any knob of the model is --key=value.
 
 Does NOT include: the optimizer's step (optim.py's is the same for all), several devices, other machines' numbers.
@@ -43,7 +46,7 @@ from model import MIXERS, SIZES, Config, Hope, equal_model, state_bytes
 @dataclass
 class Bench:
     """The bench"""
-    parts: str = 'ceilings,train,decode,kernels'                # which of them
+    parts: str = 'ceilings,train,decode,kernels'                # which of them; count as well
     mixers: str = 'attention,hope,titans,gated_deltanet,mamba2'    # or hope+attention; ratios are to the first
     compile: str = 'attention,hope,titans'                      # which of them torch.compile gets, in training
     graph: str = ''                     # which of these get a row with CUDA graphs as well, on a GPU
@@ -53,6 +56,7 @@ class Bench:
     repeats: int = 5                    # steps that are timed, of every model in turn
     contexts: str = '1000,10000,100000'     # tokens that were read before those whose decoding is timed
     threads: str = '1'                  # CPU threads; with 1,2 training steps take turns, all else runs on the first
+    count: bool = False                 # --parts=count, of attention and hope at one length
     quick: bool = False                 # one length, two models, nothing compiled, short contexts
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
@@ -75,6 +79,7 @@ class Bench:
         check(self.dtype in ('auto', 'float32', 'bfloat16'), f"--dtype must be float32 or bfloat16, not '{self.dtype}'")
 
 
+COUNT = dict(parts='count', mixers='attention,hope', lengths='1024')
 QUICK = dict(mixers='attention,hope', compile='', lengths='512', tokens=1024, repeats=3, contexts='1000')
 
 
@@ -129,7 +134,7 @@ class Peak:
 
 
 # -----------------------------------------------------------------------------
-# the four parts, each a function that prints a table and returns its rows; ceiling: what ceilings returned, or None
+# the parts, each a function that prints a table and returns its rows; ceiling: what ceilings returned, or None
 
 
 def ceilings(bench, knobs, device, dtype, ceiling):
@@ -281,6 +286,28 @@ def recurrence(bench, knobs, device, dtype, ceiling):
     return rows
 
 
+def count(bench, knobs, device, dtype, ceiling):
+    """Launches and bytes of a training step of every mixer at every length, as torch.compile makes it for a GPU."""
+    from counts import count_model                                          # torch's compiler: seconds to import
+    rows, dtype = [], torch.float32 if bench.dtype == 'float32' else torch.bfloat16
+    parameters = equal_model('hope', knobs).num_params()
+    print(f'\na step on a GPU, counted: {str(dtype)[6:]}, {parameters:,} parameters each\n'
+          '      T  mixer              loops  products    others  launches        GB   a layer        GB   a token'
+          '        KB')
+    for T in numbers('lengths', bench.lengths):
+        B = max(1, bench.tokens // T)
+        for mixer in bench.mixers.split(','):
+            config = equal_model(mixer, knobs | {'block_size': T}, parameters).config
+            model, layer = count_model(config, B, T, dtype)
+            (launches, moved), of_layer = ([sum(x) for x in zip(*kinds.values())] for kinds in (model, layer))
+            rows.append({'T': T, 'mixer': mixer, 'sequences': B, 'kinds': model, 'layer_kinds': layer,
+                         'launches': launches, 'bytes': moved})
+            print(f'{T:>7,}  {mixer:<14}' + ''.join(f'{n:>10,}' for n, _ in model.values())
+                  + f'{launches:>10,}{moved / 1e9:>10.2f}{of_layer[0]:>10,.1f}{of_layer[1] / 1e9:>10.2f}'
+                  f'{launches / (B * T):>10.3f}{moved / (B * T) / 1e3:>10,.1f}', flush=True)
+    return rows
+
+
 def in_bf16(device, dtype, cache_enabled=True):
     return torch.autocast(device, torch.bfloat16, dtype == torch.bfloat16, cache_enabled)
 
@@ -289,13 +316,13 @@ def share(number, ceiling, of):
     return f'{100 * number / ceiling[of]:.1f} %' if ceiling else '-'
 
 
-PARTS = {'ceilings': ceilings, 'train': train, 'decode': decode, 'kernels': recurrence}
+PARTS = {'ceilings': ceilings, 'train': train, 'decode': decode, 'kernels': recurrence, 'count': count}
 
 
 def main():
     own = 'block_size', 'mixer', 'n_hidden'                                 # what the bench itself gives its models
     given = read_args([Bench, Config], sys.argv[1:], hidden=own)
-    bench, = build([Bench], (QUICK if given.get('quick') else {}) | given)
+    bench, = build([Bench], (QUICK if given.get('quick') else {}) | (COUNT if given.get('count') else {}) | given)
     knobs = {name: x for name, x in (SIZES[bench.preset] | given).items()
              if name in Config.__dataclass_fields__ and name not in own}
     device = pick_device(bench.device)

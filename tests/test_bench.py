@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+import torch.nn as nn
 from conftest import assert_near
 from test_scripts import inside, shell
 
 from cli import UsageError
+from counts import count_step
 from machine import compiled
 from model import Config, Hope
 
@@ -31,6 +33,17 @@ def test_all_parts(tmp_path):
     assert len(states) == 2 and states[0] == states[1], 'constant'
 
 
+def test_count_needs_no_gpu(tmp_path, capsys):
+    path = str(tmp_path / 'count.json')
+    inside('bench.py', *TINY, '--count', '--mixers=attention', f'--json={path}')
+    printed = capsys.readouterr().out
+    assert 'a step on a GPU, counted' in printed and 'ceilings' not in printed
+    with open(path) as file:
+        row, = json.load(file)['count']
+    assert row['mixer'] == 'attention' and row['sequences'] == 2 and row['layer_kinds']['products'][0] > 10
+    assert row['launches'] == sum(n for n, _ in row['kinds'].values()) > row['layer_kinds']['loops'][0] > 10
+
+
 def test_the_peak_is_what_a_block_takes():
     Peak = inside('bench.py', *TINY, '--parts=kernels')['Peak']
     with Peak('cpu') as peak:
@@ -38,6 +51,37 @@ def test_the_peak_is_what_a_block_takes():
         torch.zeros(1000).sum()
         del x
     assert math.isnan(peak.mib) or 100 < peak.mib < 200
+
+
+class Chain(nn.Module):
+    def forward(self, x):
+        return (x.sin() + 1).cos()
+
+
+def test_a_count_is_what_one_counts_by_hand():
+    none, x = [0, 0], torch.empty(128, 64, requires_grad=True)
+    linear = 4 * (128 * 64 + 64 * 32 + 128 * 32)        # x W^T, dy^T x and dy W each read two of them, write the third
+    want = {'loops': none, 'products': [3, 3 * linear], 'others': none}
+    assert count_step(nn.Linear(64, 32, bias=False), [x]) == want
+    # one loop reads x and writes y, one reads x and dy and writes dx
+    assert count_step(Chain(), [x]) == {'loops': [2, 5 * 4 * 128 * 64], 'products': none, 'others': none}
+
+
+def test_twice_the_layers_are_twice_the_launches():
+    def counted(n):
+        layers = [part for _ in range(n) for part in (nn.RMSNorm(32), nn.Linear(32, 32, bias=False), nn.SiLU())]
+        return count_step(nn.Sequential(*layers), [torch.empty(128, 32, requires_grad=True)])
+    one, two, four = counted(1), counted(2), counted(4)
+    for kind in one:
+        for a, b, c in zip(one[kind], two[kind], four[kind]):
+            assert c - b == 2 * (b - a)
+    assert four['products'][0] == 12 and four['loops'][0] > two['loops'][0]
+
+
+def test_half_precision_is_half_of_a_product():
+    layer, x = nn.Linear(64, 32, bias=False), torch.empty(128, 64, requires_grad=True)
+    full, half = (count_step(layer, [x], dtype)['products'] for dtype in (torch.float32, torch.bfloat16))
+    assert full[0] == half[0] and full[1] == 2 * half[1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
@@ -74,6 +118,8 @@ def test_a_gpu_computes_the_same_compiled_and_as_graphs():
     (['--parts=train+decode'], "not 'train+decode'"),
     (['--mixers=hope+lstm'], "not 'hope+lstm'"),
     (['--lengths=1k'], "not '1k'"),
+    (['--count', '--lengths=none'], "not 'none'"),
+    (['--count=maybe'], "not 'maybe'"),
     (['--repeats=0'], '--repeats must be at least 1'),
     (['--dtype=int8'], "not 'int8'"),
     (['--preset=huge'], "not 'huge'"),
