@@ -295,7 +295,8 @@ for out_dir in args.out_dir.split(','):                     # all that can be wr
           f"{checkpoint['step']:,} steps")
 
 wide, width = max(10, *map(len, models)), max(4, *map(len, names))
-print(f"\n{'checkpoint':<{wide}}  {'data':<{width}}{'items':>6}{'right, %':>10}{'95 %':>12}{'chance':>10}{'seconds':>9}")
+print(f"\n{'checkpoint':<{wide}}  {'data':<{width}}{'items':>6}{'right, %':>10}{'95 %':>12}{'chance':>10}"
+      f"{'seconds':>9}")
 results = [measure(name, items, out_dir, reader, enc) for out_dir, (_, asked, reader, enc) in models.items()
            for name, items in asked]
 compared = differences(results)

@@ -160,8 +160,9 @@ def test_the_table_of_two_models_and_the_file(runs, tmp_path, capsys):
 def test_wrong_input(runs, args, code, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fine = json.dumps(FILES['piqa'][0])
-    for name, text in (('fine.jsonl', fine), ('bad.jsonl', fine + '\n{"ctx'), ('form.jsonl', '[1]'), ('empty.jsonl', ''),
-                       ('wrong.jsonl', fine.replace('"label": 1', '"label": 2')), ('two.lst', '0\n1\n')):
+    for name, text in (('fine.jsonl', fine), ('bad.jsonl', fine + '\n{"ctx'), ('form.jsonl', '[1]'),
+                       ('empty.jsonl', ''), ('wrong.jsonl', fine.replace('"label": 1', '"label": 2')),
+                       ('two.lst', '0\n1\n')):
         (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match='^[^\n]*$') as error:
         inside('eval_choices.py', *args, *([] if 'nowhere' in args[0] else [f"--out_dir={runs['hope']}"]))
@@ -169,11 +170,11 @@ def test_wrong_input(runs, args, code, words, tmp_path, monkeypatch):
 
 
 def test_a_corpus_that_changed_or_is_a_task(runs, tmp_path):
-    for change, words in (({'data': {'sha256': '0'}}, 'is not the one that'), ({'run': {'data': 'recall', 'suffix': ''},
-                          'data': {}}, 'recall, which is no text')):
+    for run, data, words in (({}, {'sha256': '0'}, 'is not the one that'),
+                             ({'data': 'recall'}, {'path': ''}, 'recall, which is no text')):
         checkpoint = torch.load(f"{runs['attention']}/ckpt.pt", weights_only=True)
-        for key, value in change.items():
-            checkpoint[key] = (checkpoint[key] if value.get('sha256') else {'tokenizer': 'bytes'}) | value
+        checkpoint['run'] |= run
+        checkpoint['data'] |= data
         torch.save(checkpoint, tmp_path / 'ckpt.pt')
         with pytest.raises(UserError, match=words):
             evaluate(tmp_path)
