@@ -11,16 +11,22 @@ Choose how a text goes on: of several choices the one that a model finds likelie
 near    how a held-out document goes on, or three pieces from elsewhere in it, outside the context
 far     ... or three pieces of other held-out documents. All are of the same number of bytes and begin at a line's end
 
-Small models have no common sense, and these two, which need no download, rank them all the same. A choice is scored by
-its likelihood per byte after the context: bits over the bytes of its text, whatever tokens these make. Context and
-choice are cut into tokens apart, so that the seam is the same for all choices; of HellaSwag and PIQA a blank, which
-belongs to the choice, stands between them. Right is who finds the right choice likelier than every other one. Attention
-sees the last block_size tokens of a context; recurrent memories all of it.
+Small models have no common sense, and these two, which need no download, rank them all the same. Right is who prefers
+the right choice to every other one, by bits over the bytes of a choice, whatever tokens these make, in two ways:
 
-Does NOT include: questions with examples before them, scores relative to the choice without its context.
+likelihood      it costs the fewest after the context, as the paper counts. But a plain line costs less than a rare one
+                whatever stands before it, and small models see little more
+gain            the context saves the most of what it costs without any
+
+Context and choice are cut into tokens apart, so that the seam is the same for all choices; of HellaSwag and PIQA a
+blank, which belongs to the choice, stands between them. Attention sees the last block_size tokens of a context,
+recurrent memories all of it.
+
+Does NOT include: questions with examples before them, choices that are letters (A, B, C, D).
 """
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -45,6 +51,7 @@ from model import check_finite, read
 from tokenizer import encode
 
 one_line_errors()
+SCORES = ('likelihood', 'gain')
 HELD_OUT = 4 << 20              # tokens, of a corpus that holds more: choices are drawn from the first of them
 
 # -----------------------------------------------------------------------------
@@ -239,6 +246,28 @@ def is_right(bits, answer):
     return all(bits[answer] < x for i, x in enumerate(bits) if i != answer)
 
 
+def measure(name, items, out_dir, reader, enc):
+    """One line of the table, and all that is behind it."""
+    start, kept = time.perf_counter(), []
+    for i, item in enumerate(items):
+        show_status(f'{out_dir}, {name}: {i} of {len(items)}')
+        bits, alone = (bits_per_byte(reader, enc, question, together=not args.learn)
+                       for question in (item, dataclasses.replace(item, context=b'')))
+        kept.append({'name': item.name, 'item': item.digest(), 'answer': item.answer, 'bits_per_byte': bits,
+                     'without_context': alone, 'likelihood': is_right(bits, item.answer),
+                     'gain': is_right([x - y for x, y in zip(bits, alone)], item.answer)})
+    n, seconds, chance = len(kept), time.perf_counter() - start, sum(1 / len(item.choices) for item in items)
+    line = {'out_dir': out_dir, 'data': name, 'n': n, 'chance': chance / n, 'seconds': seconds}
+    shown = f'{clear(sys.stdout)}{out_dir:<{wide}}  {name:<{width}}{n:>6}{100 * chance / n:>8.1f}'
+    for score in SCORES:
+        share = sum(item[score] for item in kept) / n
+        low, high = interval(share, n)
+        line[score] = {'share': share, 'low': low, 'high': high}
+        shown += f'{100 * share:>8.1f} [{100 * low:4.1f}-{100 * high:5.1f}]'
+    print(f'{shown}{seconds:>9.1f}', flush=True)
+    return line | {'items': kept}
+
+
 def paired(a, b):
     """How much larger the share of True is in b than in a, of the same items, and its 95 % interval."""
     n, more, less = len(a), sum(y and not x for x, y in zip(a, b)), sum(x and not y for x, y in zip(a, b))
@@ -247,32 +276,15 @@ def paired(a, b):
     return difference, difference - half, difference + half
 
 
-def measure(name, items, out_dir, reader, enc):
-    """One line of the table, and all that is behind it."""
-    start, kept = time.perf_counter(), []
-    for i, item in enumerate(items):
-        show_status(f'{out_dir}, {name}: {i} of {len(items)}')
-        bits = bits_per_byte(reader, enc, item, together=not args.learn)
-        kept.append({'name': item.name, 'item': item.digest(), 'answer': item.answer, 'bits_per_byte': bits,
-                     'right': is_right(bits, item.answer)})
-    share, seconds = sum(item['right'] for item in kept) / len(kept), time.perf_counter() - start
-    low, high = interval(share, len(kept))
-    chance = sum(1 / len(item.choices) for item in items) / len(items)
-    print(f'{clear(sys.stdout)}{out_dir:<{wide}}  {name:<{width}}{len(kept):>6}{100 * share:>10.1f}'
-          f'{100 * low:>7.1f}-{100 * high:<6.1f}{100 * chance:>8.1f}{seconds:>9.1f}', flush=True)
-    return {'out_dir': out_dir, 'data': name, 'n': len(kept), 'share': share, 'low': low, 'high': high,
-            'chance': chance, 'seconds': seconds, 'items': kept}
-
-
 def differences(results):
     """Every model beside the first one, where both answered the same items."""
     found = []
-    for b in results:
+    for b, score in itertools.product(results, SCORES):
         a = next(a for a in results if a['data'] == b['data'])
         if a is not b and [item['item'] for item in a['items']] == [item['item'] for item in b['items']]:
-            by, low, high = paired(*([item['right'] for item in result['items']] for result in (a, b)))
-            found.append({'data': b['data'], 'out_dir': b['out_dir'], 'than': a['out_dir'], 'difference': by,
-                          'low': low, 'high': high})
+            by, low, high = paired(*([item[score] for item in result['items']] for result in (a, b)))
+            found.append({'data': b['data'], 'score': score, 'out_dir': b['out_dir'], 'than': a['out_dir'],
+                          'difference': by, 'low': low, 'high': high})
     return found
 
 
@@ -295,14 +307,15 @@ for out_dir in args.out_dir.split(','):                     # all that can be wr
           f"{checkpoint['step']:,} steps")
 
 wide, width = max(10, *map(len, models)), max(4, *map(len, names))
-print(f"\n{'checkpoint':<{wide}}  {'data':<{width}}{'items':>6}{'right, %':>10}{'95 %':>12}{'chance':>10}"
-      f"{'seconds':>9}")
+print(f"\n{'checkpoint':<{wide}}  {'data':<{width}}{'items':>6}{'chance':>8}"
+      + ''.join(f'{score + ", % [95 %]":>21}' for score in SCORES) + f"{'seconds':>9}")
 results = [measure(name, items, out_dir, reader, enc) for out_dir, (_, asked, reader, enc) in models.items()
            for name, items in asked]
 compared = differences(results)
 for pair in compared:
     by, low, high = (f"{100 * pair[key]:+.1f}" for key in ('difference', 'low', 'high'))
-    print(f"{pair['data']}: {pair['out_dir']} {by} points [{low} to {high}] beside {pair['than']}, on the same items")
+    print(f"{pair['data']}, {pair['score']}: {pair['out_dir']} {by} points [{low} to {high}] beside {pair['than']}, "
+          'on the same items')
 if args.json:
     about = {'command': shlex.join(sys.argv), 'commit': git_commit(), 'torch': torch.__version__,
              'machine': describe(device), 'eval': dataclasses.asdict(args),

@@ -90,7 +90,7 @@ def test_files(runs, form, tmp_path, capsys):
     items = script['read_items'](str(path))
     assert (items[0].context, items[0].choices[:2], items[0].answer) == (b'He sits', [b' down.', b' up a tree.'], 1)
     chance = {'hellaswag': '25.0', 'piqa': '50.0', 'plain': '33.3'}[form]
-    assert capsys.readouterr().out.split()[-2] == chance and len(items) == len(FILES[form])
+    assert capsys.readouterr().out.splitlines()[-1].split()[3] == chance and len(items) == len(FILES[form])
 
     labels = tmp_path / 'labels.lst'
     labels.write_text('0\n' * len(items))
@@ -130,18 +130,21 @@ def test_the_table_of_two_models_and_the_file(runs, tmp_path, capsys):
     path, folders = tmp_path / 'a.json', ','.join(runs.values())
     evaluate(folders, '--n=8', '--context=100', f'--json={path}')
     printed = capsys.readouterr()
-    rows = re.findall(r'(near|far) +8 +(\d+\.\d) +\d+\.\d-\d+\.\d +25\.0 ', printed.out)
-    assert [name for name, _ in rows] == ['near', 'far', 'near', 'far']
+    rows = re.findall(r'(near|far) +8 +25\.0 +(\d+\.\d) \[.*\] +(\d+\.\d) \[', printed.out)
+    assert [name for name, _, _ in rows] == ['near', 'far', 'near', 'far']
     assert not printed.err and '\r' not in printed.out, 'no progress but on a terminal'
-    assert printed.out.count('on the same items') == 2, 'items are bytes, whatever tokens a model has'
+    assert printed.out.count('on the same items') == 4, 'items are bytes, whatever tokens a model has'
     result = json.loads(path.read_text())
     assert {'command', 'commit', 'machine', 'torch'} <= {*result} and len(result['results']) == 4
-    for line, (_, share) in zip(result['results'], rows):
-        assert f"{100 * line['share']:.1f}" == share and len(line['items']) == 8
-        assert line['share'] == sum(min(item['bits_per_byte']) == item['bits_per_byte'][0]
-                                    for item in line['items']) / 8
-    by = result['results'][2]['share'] - result['results'][0]['share']
-    assert result['differences'][0]['difference'] == by and result['differences'][0]['data'] == 'near'
+    for line, (_, *shares) in zip(result['results'], rows):
+        assert [f"{100 * line[score]['share']:.1f}" for score in ('likelihood', 'gain')] == shares
+        costs = [(item['bits_per_byte'], item['without_context']) for item in line['items']]
+        assert line['likelihood']['share'] == sum(min(bits) == bits[0] for bits, _ in costs) / 8
+        saved = [[y - x for x, y in zip(*pair)] for pair in costs]
+        assert line['gain']['share'] == sum(max(gains) == gains[0] for gains in saved) / 8
+    first = result['differences'][0]
+    assert first['difference'] == result['results'][2]['likelihood']['share'] \
+        - result['results'][0]['likelihood']['share'] and (first['data'], first['score']) == ('near', 'likelihood')
 
 
 @pytest.mark.parametrize('args, code, words', [
