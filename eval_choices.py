@@ -69,13 +69,14 @@ class Eval:
     context: int = 512                  # near, far: bytes of context
     length: int = 64                    # near, far: bytes of a choice
     seed: int = 0                       # of the items
+    batch_size: int = 16                # items that are read at once
     learn: bool = False                 # the MLPs learn from what they read
     json: str = ''                      # a file for the results and every item ('' = none)
     device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
 
     def __post_init__(self):
         check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')
-        for name in ('n', 'context', 'length'):
+        for name in ('n', 'context', 'length', 'batch_size'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         for name in ('out_dir', 'data'):
             words = getattr(self, name).split(',')
@@ -216,29 +217,41 @@ def find_items(name, documents, out_dir):
 # scores
 
 
+def batches(enc, items, size):
+    """Which items are read at once: up to `size`, whose contexts have as many tokens, so that none is filled up."""
+    lengths = [len(encode(enc, item.context)) for item in items]
+    for _, same in itertools.groupby(sorted(range(len(items)), key=lengths.__getitem__), key=lengths.__getitem__):
+        same = [*same]
+        yield from (same[i:i + size] for i in range(0, len(same), size))
+
+
 @torch.no_grad()
-def bits_per_byte(reader, enc, item, together=True):
+def bits_per_byte(reader, enc, items, together=True):
     """
-    What each choice costs after the context, [float]. The context is read once. From there the choices are read on as
-    rows of one batch, or one at a time, which is the same; a learner's state is not made for rows.
+    What the choices of a batch of items cost after their contexts, [[float]]. Contexts are read once, and the choices
+    read on from there, all as rows of one batch, which is exact, or, not together, one choice of one item at a time,
+    as a learner's state cannot be cut into rows.
     """
     device = next(reader.parameters()).device
-    context, state = [enc.eot_token, *encode(enc, item.context).tolist()], None     # as at the start of a document
-    choices = [encode(enc, choice).tolist() for choice in item.choices]
-    if len(context) > 1:
-        _, state = read(reader, torch.tensor([context[:-1]], device=device))
-    nats = []
-    for rows in [choices] if together else [[choice] for choice in choices]:
-        idx = torch.full((len(rows), max(map(len, rows))), context[-1])             # filled up on the right, unseen
+    contexts = torch.tensor([[enc.eot_token, *encode(enc, item.context).tolist()] for item in items], device=device)
+    choices = [(i, encode(enc, choice).tolist()) for i, item in enumerate(items) for choice in item.choices]
+    state, nats = None, []
+    if contexts.shape[1] > 1:                               # the last token is read with the choice that it predicts
+        _, state = read(reader, contexts[:, :-1])
+    for group in [choices] if together else [[choice] for choice in choices]:
+        whose, T = [i for i, _ in group], max(len(row) for _, row in group)
+        idx = contexts[whose, -1:].repeat(1, T)             # (n, 1) -> (n, T); what is right of a choice, none sees
         targets = torch.full_like(idx, -1)
-        for i, row in enumerate(rows):
-            idx[i, 1:len(row)], targets[i, :len(row)] = torch.tensor(row[:-1]), torch.tensor(row)
-        begin = map_state(lambda x: x.repeat_interleave(len(rows), dim=0), state) if together and state else state
-        logits, _, _ = reader(idx.to(device), state=begin)                          # (n, T) -> (n, T, V)
+        for i, (_, row) in enumerate(group):
+            row = torch.tensor(row, device=device)
+            idx[i, 1:len(row)], targets[i, :len(row)] = row[:-1], row
+        begin = map_state(lambda x: x[whose], state) if together and state else state
+        logits, _, _ = reader(idx, state=begin)             # (n, T) -> (n, T, V)
         check_finite(logits)
-        lost = F.cross_entropy(logits.flatten(0, 1), targets.to(device).flatten(), ignore_index=-1, reduction='none')
-        nats += lost.view(len(rows), -1).double().sum(1).tolist()                   # (n T,) -> (n, T) -> (n,)
-    return [x / math.log(2) / len(choice) for x, choice in zip(nats, item.choices)]
+        lost = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction='none')
+        nats += lost.view(-1, T).double().sum(1).tolist()   # (n T,) -> (n, T) -> (n,)
+    costs = iter(nats)
+    return [[next(costs) / math.log(2) / len(choice) for choice in item.choices] for item in items]
 
 
 def is_right(bits, answer):
@@ -248,14 +261,18 @@ def is_right(bits, answer):
 
 def measure(name, items, out_dir, reader, enc):
     """One line of the table, and all that is behind it."""
-    start, kept = time.perf_counter(), []
-    for i, item in enumerate(items):
-        show_status(f'{out_dir}, {name}: {i} of {len(items)}')
-        bits, alone = (bits_per_byte(reader, enc, question, together=not args.learn)
-                       for question in (item, dataclasses.replace(item, context=b'')))
-        kept.append({'name': item.name, 'item': item.digest(), 'answer': item.answer, 'bits_per_byte': bits,
-                     'without_context': alone, 'likelihood': is_right(bits, item.answer),
-                     'gain': is_right([x - y for x, y in zip(bits, alone)], item.answer)})
+    start, kept = time.perf_counter(), {}
+    for batch in batches(enc, items, 1 if args.learn else args.batch_size):
+        show_status(f'{out_dir}, {name}: {len(kept)} of {len(items)}')
+        asked = [items[i] for i in batch]
+        bare = [dataclasses.replace(item, context=b'') for item in asked]
+        costs = (bits_per_byte(reader, enc, some, together=not args.learn) for some in (asked, bare))
+        for i, bits, alone in zip(batch, *costs):
+            answer = items[i].answer
+            kept[i] = {'name': items[i].name, 'item': items[i].digest(), 'answer': answer, 'bits_per_byte': bits,
+                       'without_context': alone, 'likelihood': is_right(bits, answer),
+                       'gain': is_right([x - y for x, y in zip(bits, alone)], answer)}
+    kept = [kept[i] for i in range(len(items))]
     n, seconds, chance = len(kept), time.perf_counter() - start, sum(1 / len(item.choices) for item in items)
     line = {'out_dir': out_dir, 'data': name, 'n': n, 'chance': chance / n, 'seconds': seconds}
     shown = f'{clear(sys.stdout)}{out_dir:<{wide}}  {name:<{width}}{n:>6}{100 * chance / n:>8.1f}'

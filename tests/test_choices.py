@@ -61,9 +61,23 @@ def test_a_choice_costs_what_it_costs_after_its_context(runs, mixer, learn):
     for context in ('', 'x', 'abcd efgh ' * 30):
         item = Item('', context.encode(), [text.encode() for text in texts], 0)
         want = [direct(script, reader, item, choice) for choice in item.choices]
-        assert score(reader, enc, item, together=False) == pytest.approx(want, rel=1e-4)
+        assert score(reader, enc, [item], together=False)[0] == pytest.approx(want, rel=1e-4)
         if not learn:
-            assert score(reader, enc, item) == pytest.approx(want, rel=1e-4)
+            assert score(reader, enc, [item])[0] == pytest.approx(want, rel=1e-4)
+
+
+@pytest.mark.parametrize('mixer', ['hope', 'attention'])
+def test_a_batch_is_its_items_one_at_a_time(runs, mixer):
+    script = evaluate(runs[mixer], '--n=1', '--context=99', '--data=near')
+    enc, items = script['enc'], script['draw_items']('near', script['documents'], 30, 99, 64, 0)
+    groups = sorted(script['batches'](enc, items, 4), key=len)
+    assert sorted(i for group in groups for i in group) == [*range(30)] and len(groups[-1]) == 4
+    items[groups[-1][1]].choices.pop()                                          # they may have different numbers
+    for group in groups[-2:]:
+        together = script['bits_per_byte'](script['reader'], enc, [items[i] for i in group])
+        for i, bits in zip(group, together):
+            alone = script['bits_per_byte'](script['reader'], enc, [items[i]], together=False)[0]
+            assert bits == pytest.approx(alone, rel=1e-4) and len(bits) == len(items[i].choices)
 
 
 def test_numbers_by_hand(runs, capsys):
