@@ -172,27 +172,23 @@ def draw_items(kind, documents, n, context, length, seed):
     Up to n items, each the same whatever n is. Choice 0 is the true one. Every choice begins behind a line's last
     character, with the newline: there tokens end anyway, so cutting the seam costs nothing.
     """
-    rng = random.Random(seed)
-    places = [(d, line.end() - 1) for d, text in enumerate(documents) for line in re.finditer(rb'\S\n', text)
-              if line.end() - 1 + length <= len(text)]
-    by_document = {d: [place for place in places if place[0] == d] for d in range(len(documents))}
-    items, used = [], []
+    by_document = [[(d, line.end()) for line in re.finditer(rb'\S(?=\r?\n)', text) if line.end() + length <= len(text)]
+                   for d, text in enumerate(documents)]
+    places, items, used = [*itertools.chain(*by_document)], [], []
 
     def piece(place):
         return documents[place[0]][place[1]:place[1] + length]
-    for d, p in rng.sample(places, len(places)):
+    for d, p in random.Random(seed).sample(places, len(places)):
         if len(items) == n:
             break
         if p < context or any(d == e and abs(p - q) < length for e, q in used):     # what is asked is asked once
             continue
-        if kind == 'near':
-            others = [(d, q) for _, q in by_document[d] if q + length <= p - context or q >= p + length]
-        else:
-            others = [place for place in places if place[0] != d]
-        mine, choices = random.Random(f'{seed} {d} {p}'), [piece((d, p))]
-        for other in mine.sample(others, min(20, len(others))):
-            if len(choices) < 4 and piece(other) not in choices:
-                choices.append(piece(other))
+        choices, pool = [piece((d, p))], by_document[d] if kind == 'near' else places
+        rng = random.Random(f'{seed} {d} {p}')
+        for e, q in rng.sample(pool, min(100, len(pool))):
+            elsewhere = q + length <= p - context or q >= p + length if kind == 'near' else e != d
+            if elsewhere and len(choices) < 4 and piece((e, q)) not in choices:
+                choices.append(piece((e, q)))
         if len(choices) == 4:
             used.append((d, p))
             items.append(Item(f'document {d}, byte {p}', documents[d][p - context:p], choices, 0))
