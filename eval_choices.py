@@ -5,7 +5,7 @@ Choose how a text goes on: of several choices the one that a model finds likelie
     python eval_choices.py --out_dir=out,out-tf         several models in one table, and how they differ
     python eval_choices.py --data=hellaswag.jsonl       a file: a line of JSON is {ctx, endings, label}, as HellaSwag's,
     python eval_choices.py --data=piqa.jsonl --labels=piqa.lst      {goal, sol1, sol2, label}, as PIQA's, or
-    python eval_choices.py --data=mine.jsonl            {context, choices, answer}; right ones count from 0
+    python eval_choices.py --data=mine.jsonl            {context, choices, answer}; labels count from 0
     python eval_choices.py --learn --context=4096       the MLPs learn from the context as it is read (cms.py)
 
 near    how a held-out document goes on, or three pieces from elsewhere in it, outside the context
@@ -99,7 +99,7 @@ class Item:
     answer: int
 
     def digest(self):
-        """The same items have the same, whatever model answers them."""
+        """What tells an item from others, whatever model answers it."""
         return hashlib.sha256(repr((self.context, self.choices, self.answer)).encode()).hexdigest()[:16]
 
 
