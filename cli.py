@@ -21,6 +21,7 @@ import difflib
 import errno
 import glob
 import inspect
+import math
 import os
 import re
 import shutil
@@ -394,3 +395,10 @@ def print_block(**values):
     """`key: value` lines, the keys padded to one width, made to be grepped."""
     for key, value in values.items():
         print(f"{key + ':':<20}{value}")
+
+
+def interval(share, n):
+    """The 95 % interval of a share of n (Wilson)."""
+    z = 1.96
+    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cli import atomic_write, build, check, git_commit, numbers, one_line_errors, read_args, words
+from cli import atomic_write, build, check, git_commit, interval, numbers, one_line_errors, read_args, words
 from data import prepare
 from machine import load_checkpoint, load_learner, load_model, load_tokenizer, pick_checkpoint, pick_device
 from model import check_ids, state_bytes, stream
@@ -136,13 +136,6 @@ def replies(task, part):
 
 # -----------------------------------------------------------------------------
 # scores
-
-
-def interval(share, n):
-    """The 95 % interval of a share of n (Wilson)."""
-    z = 1.96
-    middle, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (middle - half) / (1 + z * z / n)), min(1.0, (middle + half) / (1 + z * z / n))
 
 
 def measure(task, length):

@@ -6,6 +6,7 @@ Talk to a trained model, or measure it on a text.
     python sample.py --interactive                      a prompt a line; the model remembers the lines before
     python sample.py --score=FILE                       bits per byte over a file, read as one stream of any length
     python sample.py --score=FILE --learn               ... while its MLPs learn from what they read (cms.py)
+    python sample.py --score=FILE --places              ... and how they fall from the start of a long text to its end
     python sample.py "hello" --learn --memory=me.pt     ... and remember it: what was learned is kept in a file
     python sample.py --memory=me.pt --memory_info       what is in that file
 
@@ -15,6 +16,7 @@ the same size after ten tokens and after a million; attention keeps the last blo
 Does NOT include: chat templates, batched serving.
 """
 import codecs
+import collections
 import contextlib
 import math
 import os
@@ -52,6 +54,7 @@ class Sample:
     seed: int = 1337                    # of the samples
     interactive: bool = False           # read prompts from the terminal, a line each
     score: str = ''                     # a file to measure instead of writing; '-' reads stdin
+    places: bool = False                # ... also by how many tokens stand before: 0-512, 512-1,024, 1,024-2,048, ...
     # learning while reading
     learn: bool = False                 # move the MLPs' weights by what is read, on the token clock
     memory: str = ''                    # a file that keeps what was read and learned from one call to the next
@@ -78,6 +81,8 @@ given = read_args([Sample], sys.argv[1:], positional='prompt')
 args, = build([Sample], given)
 if sum(('score' in given, args.interactive, 'prompt' in given)) > 1:
     raise UsageError('give one of a prompt, --interactive and --score')
+if args.places and 'score' not in given:
+    raise UsageError('--places is for --score=FILE')
 if args.memory_info and not args.memory:
     raise UsageError('--memory_info needs --memory=FILE')
 for_learning = {'memory', 'cms_chunks', 'cms_step', 'cms_share', 'sleep_every'}
@@ -173,25 +178,33 @@ def score(path, last, state):
         file = sys.stdin.buffer if path == '-' else open(path, 'rb')
     except OSError as error:
         raise UserError(f'cannot read {path}: {error.strerror}') from None
-    nats, tokens_read, bytes_read, start = 0.0, 0, 0, time.perf_counter()
+    tokens_read, start = 0, time.perf_counter()
+    nats, n_bytes = collections.Counter(), collections.Counter()        # of each stretch, by the place where it ends
     while piece := file.read(1 << 20):                  # memory stays constant; a bpe word at a seam costs a bit more
-        tokens = encode(enc, piece).tolist()
-        for i in range(0, len(tokens), block_size):
-            part = tokens[i:i + block_size]
+        tokens, i = encode(enc, piece).tolist(), 0
+        while i < len(tokens):
+            end = max(512, 1 << tokens_read.bit_length())               # the next power of two
+            part = tokens[i:i + min(block_size, end - tokens_read)]
             _, loss, state = reader(as_idx([last] + part[:-1]), as_idx(part), state)
             check_finite(loss)
-            nats, tokens_read, last = nats + loss.item() * len(part), tokens_read + len(part), part[-1]
+            nats[end] += loss.item() * len(part)
+            n_bytes[end] += len(enc.decode_bytes(part))
+            i, tokens_read, last = i + len(part), tokens_read + len(part), part[-1]
             if sys.stderr.isatty():
-                print(f'\r{tokens_read:,} tokens, {nats / tokens_read:.4f} nats per token ', end='', file=sys.stderr)
-        bytes_read += len(piece)
+                print(f'\r{tokens_read:,} tokens, {nats.total() / tokens_read:.4f} nats per token ', end='',
+                      file=sys.stderr)
     if sys.stderr.isatty():
         note()
-    if not bytes_read:
+    if not tokens_read:
         raise UserError(f'{path} is empty; there is nothing to score')
     speed = tokens_read / (time.perf_counter() - start)
-    print_block(file=path, bytes=bytes_read, tokens=tokens_read, nats_per_token=f'{nats / tokens_read:.4f}',
-                bits_per_byte=f'{nats / math.log(2) / bytes_read:.4f}', tokens_per_second=f'{speed:.0f}',
+    print_block(file=path, bytes=n_bytes.total(), tokens=tokens_read,
+                nats_per_token=f'{nats.total() / tokens_read:.4f}',
+                bits_per_byte=f'{nats.total() / math.log(2) / n_bytes.total():.4f}', tokens_per_second=f'{speed:.0f}',
                 state_bytes=state_bytes(state))
+    for end in nats if args.places else ():
+        stretch = f'{end // 2 if end > 512 else 0:,}-{min(end, tokens_read):,}'
+        print_block(**{stretch: f'{nats[end] / math.log(2) / n_bytes[end]:.4f} bits per byte of {n_bytes[end]:,}'})
     return [last], state
 
 
