@@ -16,9 +16,7 @@ Does NOT include: questions that take two facts, facts that change, answers that
 """
 import random
 
-import torch
-
-from data import weights_for
+from data import Marked
 from tokenizer import encode
 
 VALUES = {
@@ -39,7 +37,6 @@ VALUES = {
 VALUES = {attribute: words.split() for attribute, words in VALUES.items()}
 TOLD = ('The {attribute} of {name} is {value}.', '{name} has {value} as {attribute}.')
 ASKED, ANSWERED = '\nQuestion: {attribute} of {name}? Answer:', ' {value}.'
-ANSWERS_WEIGH = 0.5             # the share of a row's loss that its answers have
 OF_A_NAME = 3                   # facts of each name, on average
 
 
@@ -67,13 +64,13 @@ def asked(fact):
     return ASKED.format(name=name, attribute=attribute), ANSWERED.format(value=value)
 
 
-class Facts:
+class Facts(Marked):
     """
-    Rows of a passage, text, and questions on the passage, as a task (the protocol of tasks.py). Answers count.
+    Rows of a passage, text, and questions on the passage, as a task. Half of the loss are the answers.
     enc     the tokenizer
     text    1-D array of token ids that lie between passage and questions
     """
-    shortest, is_text = 96, False
+    shortest, marked = 96, 'answers'
 
     def __init__(self, enc, text):
         self.enc, self.text = enc, text[text != enc.eot_token]
@@ -103,28 +100,6 @@ class Facts:
                 question, answer = map(self.tokens, asked(fact))
                 ids, marks = ids + question + answer, marks + [False] * len(question) + [True] * len(answer)
         return ids[:n], marks[:n]
-
-    def batch(self, n, T, generator, progress=1.0):
-        """-> idx, targets (n, T) int64, weights (n, T) of mean 1: answers have half of the loss."""
-        seeds = torch.randint(2 ** 40, (n,), generator=generator).tolist()
-        ids, marks = zip(*(self.row(T + 1, seed) for seed in seeds))
-        ids, marks = torch.tensor(ids), torch.tensor(marks)[:, 1:]
-        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights_for(marks, ANSWERS_WEIGH)
-
-    def held_out(self, n, T, generator):
-        """As batch, of facts that no training sees; only answers are asked for."""
-        seed = 2 ** 41 + torch.randint(2 ** 40, (), generator=generator).item()
-        idx, targets, weights = self.batch(n, T, torch.Generator().manual_seed(seed))
-        return idx, targets.masked_fill(weights <= weights.min(), -1)
-
-    @torch.no_grad()
-    def report(self, reader, T, batch_size, n=32):
-        """{'answers': share of the tokens of answers that the reader predicts}, over n rows of no training."""
-        idx, targets = self.held_out(n, T, torch.Generator().manual_seed(2 ** 40))
-        device = next(reader.parameters()).device
-        said = torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])       # (n, T)
-        marked = targets >= 0
-        return {'answers': (said[marked] == targets[marked]).float().mean().item()}
 
 
 # -----------------------------------------------------------------------------

@@ -7,22 +7,29 @@ A class is known by its name alone, written behind the arrow. CLINC150 (Larson 2
 each; it is downloaded once. Without a network there are 150 invented ones, an action and a thing each, and what reads
 them says so.
 
+    python train.py --data=intents --start_lr=0.1 --out_dir=out-intents     learn to name a request by the lines before
     python intents.py                       requests of a few classes, and how the likeliest name is found
+
+A row of training has classes of its own, each a name and a few words that its requests have, all drawn anew. So the
+model learns to look for requests alike, and nothing of CLINC150.
 
 Which of many names a model finds likeliest need not be asked for one by one: a name's probability only falls with every
 token, so a search that always goes on with the likeliest beginning finds the best name, exactly, in a few steps.
 
 Does NOT include: requests of several intents, slots, a threshold for requests that are of no class.
 """
+import collections
 import heapq
 import json
 import os
 import random
+import re
 
 import torch
 
 from cli import UserError, read_file
-from corpora import DOWNLOADS, download
+from corpora import DOWNLOADS, download, english_documents
+from data import Marked
 
 CLINC = ('https://raw.githubusercontent.com/clinc/oos-eval/828f8093932c8fe6ca7936c3d2e52903b1c523de/data/'
          'data_full.json',
@@ -120,6 +127,48 @@ def ranked_above(ours, others):
     """How often one of ours is above one of the others (ties count half): the area under the ROC curve."""
     pairs = [(a > b) + (a == b) / 2 for a in ours for b in others]
     return sum(pairs) / max(1, len(pairs))
+
+
+# -----------------------------------------------------------------------------
+# rows to train on
+
+PLAIN = '''a the my me i you is it to of for on in at with and how what when where can could please do does want need tell
+show there this that some any from about will be have'''.split()
+
+
+def content_words(n=3000):
+    """The most frequent words of the corpus `english` that are not among the plain ones, of three letters or more."""
+    text = b' '.join(text for _, text in english_documents()).decode('utf-8', 'replace').lower()
+    counts = collections.Counter(re.findall(r'\b[a-z]{3,}\b', text))
+    return [word for word, _ in counts.most_common(n + len(PLAIN)) if word not in PLAIN][:n]
+
+
+class Requests(Marked):
+    """
+    Rows of requests and names, each row with classes of its own, as a task. A class is a name of one or two words and
+    three words of which its requests have two, among plain ones: any two of them share one. Half of the loss are the
+    names of classes that the row has shown.
+    enc     the tokenizer
+    words   what names and classes are made of
+    """
+    shortest, marked = 96, 'names'
+
+    def __init__(self, enc, words):
+        self.enc, self.words = enc, words
+
+    def row(self, n, seed):
+        """n tokens -> token ids, whether each is part of a name that was shown before."""
+        rng, ids, marks, shown = random.Random(f'requests {seed}'), [self.enc.eot_token], [False], set()
+        kinds = [(' '.join(rng.sample(self.words, rng.randint(1, 2))), rng.sample(self.words, 3))
+                 for _ in range(rng.randint(2, max(2, n // 100)))]
+        while len(ids) < n:
+            name, of_it = rng.choice(kinds)
+            words = rng.sample(of_it, 2) + rng.choices(PLAIN, k=rng.randint(2, 6))
+            rng.shuffle(words)
+            prompt, said = prompt_of(self.enc, ' '.join(words)), name_of(self.enc, name)[:-1]       # the next line ends it
+            ids, marks = [*ids, *prompt, *said], marks + [False] * len(prompt) + [name in shown] * len(said)
+            shown.add(name)
+        return ids[:n], marks[:n]
 
 
 # -----------------------------------------------------------------------------

@@ -21,16 +21,13 @@ import collections
 import itertools
 import random
 
-import torch
-
-from data import weights_for
+from data import Marked
 
 NOUNS = 'dog cat bird horse king tree stone river house boat star snake friend road cloud lamp'.split()
 VERBS = 'pull push call help follow paint lift turn watch fill load count'.split()
 ADJECTIVES = 'red small old big cold kind black young'.split()
 CONSONANTS, VOWELS = 'bdfgklmnprtz', 'aeiou'
 ROW_OF_ALL = 800                # tokens of a row in which all words of a language are used; in a shorter one fewer
-WEIGHT_OF_MEANING = 0.5         # of a row's loss; the rest is the words, which say which language it is
 
 
 class Language:
@@ -103,12 +100,13 @@ def specimen_text(n_languages=200, n_lines=40):
             for i in range(n_languages)]
 
 
-class Languages:
+class Languages(Marked):
     """
-    Rows of lines, each row in a language of its own, as a task (the protocol of tasks.py). What counts is the meaning.
+    Rows of lines, each row in a language of its own, as a task. Half of the loss are the meanings, the rest the words,
+    which say which language it is.
     enc     the tokenizer
     """
-    shortest, is_text = 64, False
+    shortest, marked = 64, 'meanings'
 
     def __init__(self, enc):
         self.enc = enc
@@ -122,29 +120,6 @@ class Languages:
             more, are_meanings = tokens_of(self.enc, [language.line(rng)])
             ids, marks = ids + more, marks + are_meanings
         return ids[:n], marks[:n]
-
-    def batch(self, n, T, generator, progress=1.0):
-        """-> idx, targets (n, T) int64, weights (n, T) of mean 1: meanings have half of the loss."""
-        seeds = torch.randint(2 ** 40, (n,), generator=generator).tolist()
-        ids, marks = zip(*(self.row(T + 1, seed) for seed in seeds))
-        ids, marks = torch.tensor(ids), torch.tensor(marks)[:, 1:]
-        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights_for(marks, WEIGHT_OF_MEANING)
-
-    def held_out(self, n, T, generator):
-        """As batch, in languages that no training sees; of sentences nothing is asked."""
-        seed = 2 ** 41 + torch.randint(2 ** 40, (), generator=generator).item()
-        idx, targets, weights = self.batch(n, T, torch.Generator().manual_seed(seed))
-        return idx, targets.masked_fill(weights < 1, -1)
-
-    @torch.no_grad()
-    def report(self, reader, T, batch_size, n=32):
-        """{'meanings': share of the tokens of meanings that the reader predicts, in the last quarter of n rows}."""
-        idx, targets = self.held_out(n, T, torch.Generator().manual_seed(2 ** 40))
-        device = next(reader.parameters()).device
-        said = torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])
-        said, targets = said[:, T * 3 // 4:-1], targets[:, T * 3 // 4:-1]
-        asked = targets >= 0
-        return {'meanings': (said[asked] == targets[asked]).float().mean().item()}
 
 
 # -----------------------------------------------------------------------------

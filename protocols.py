@@ -42,7 +42,8 @@ ROWS = dict(start_lr=0.1, eval_every=500)
 BASES = {'domains': [('', dict(learning_rate=4e-3))],
          'languages': [(name, dict(data='languages') | ROWS | stage)
                        for name, stage in (('-short', SHORT), ('-middle', MIDDLE), ('', LONG))],
-         'intents': [('', dict(data='english', max_steps=1000, learning_rate=8e-3, eval_every=500))],
+         'intents': [('-short', dict(data='intents') | ROWS | SHORT),
+                     ('', dict(data='intents') | ROWS | LONG | dict(max_steps=800))],
          'facts': [('-short', dict(data='facts') | ROWS | SHORT),
                    ('', dict(data='facts') | ROWS | LONG | dict(max_steps=800))],
          'levels': [('', dict(data='niah', tokenizer='bpe:1024', max_steps=3000, learning_rate=4e-3, start_lr=0.1,

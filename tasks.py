@@ -33,6 +33,7 @@ The least that is one, in which every token is to be said again:
              parity, shift, ..      all other puzzles (puzzles.py)
              languages              lines of invented languages and what they mean (languages.py)
              facts                  questions on a passage of invented facts, after other text (facts.py)
+             intents                requests of invented classes and the classes' names (intents.py)
              whatever else          a corpus (corpora.py)
 
 Does NOT include: mixtures of tasks, lessons that wait for what was learned (race.py has some).
@@ -45,6 +46,7 @@ import torch
 from cli import UsageError, UserError
 from data import Text, prepare
 from facts import Facts
+from intents import Requests, content_words
 from languages import Languages, specimen_text
 from niah import FORMS, Needles
 from puzzles import PUZZLES, Recall
@@ -73,6 +75,10 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
     if data == 'facts':
         train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
         return Facts(enc, train), Facts(enc, val), enc, info
+    if data == 'intents':
+        _, _, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
+        task = Requests(enc, content_words())
+        return task, task, enc, info
     if kind == 'niah':
         form = choice or 'short'
         if form not in FORMS:
