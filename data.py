@@ -216,9 +216,9 @@ class Text:
 
 class Marked:
     """
-    Rows of which some tokens count more, as a task (the protocol of tasks.py). Who is one says how a row is made, row(n,
-    seed) -> n token ids, whether each is marked; and what marked tokens are called, `marked`. They have half of the loss,
-    and of held-out rows they alone are asked for.
+    Rows of which some tokens count more, as a task (the protocol of tasks.py). Who is one says how a row is made,
+    row(n, seed) -> n token ids, whether each is marked; and what marked tokens are called, `marked`. They have half of
+    the loss, and of held-out rows they alone are asked for.
     """
     is_text, share = False, 0.5
 

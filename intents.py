@@ -132,8 +132,8 @@ def ranked_above(ours, others):
 # -----------------------------------------------------------------------------
 # rows to train on
 
-PLAIN = '''a the my me i you is it to of for on in at with and how what when where can could please do does want need tell
-show there this that some any from about will be have'''.split()
+PLAIN = '''a the my me i you is it to of for on in at with and how what when where can could please do does want need
+tell show there this that some any from about will be have'''.split()
 
 
 def content_words(n=3000):
@@ -159,13 +159,14 @@ class Requests(Marked):
     def row(self, n, seed):
         """n tokens -> token ids, whether each is part of a name that was shown before."""
         rng, ids, marks, shown = random.Random(f'requests {seed}'), [self.enc.eot_token], [False], set()
-        kinds = [(' '.join(rng.sample(self.words, rng.randint(1, 2))), rng.sample(self.words, 3))
-                 for _ in range(rng.randint(2, max(2, n // 100)))]
+        k = rng.randint(2, max(2, n // 100))
+        words = rng.sample(self.words, 5 * k)               # no two classes share one
+        kinds = [(' '.join(words[5 * i:5 * i + rng.randint(1, 2)]), words[5 * i + 2:5 * i + 5]) for i in range(k)]
         while len(ids) < n:
             name, of_it = rng.choice(kinds)
             words = rng.sample(of_it, 2) + rng.choices(PLAIN, k=rng.randint(2, 6))
             rng.shuffle(words)
-            prompt, said = prompt_of(self.enc, ' '.join(words)), name_of(self.enc, name)[:-1]       # the next line ends it
+            prompt, said = prompt_of(self.enc, ' '.join(words)), name_of(self.enc, name)[:-1]   # the next line ends it
             ids, marks = [*ids, *prompt, *said], marks + [False] * len(prompt) + [name in shown] * len(said)
             shown.add(name)
         return ids[:n], marks[:n]

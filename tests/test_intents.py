@@ -7,7 +7,8 @@ import torch
 import intents
 from cli import UserError
 from cms import Learner, learn
-from intents import classes, invented, likeliest, load_intents, name_of, prompt_of, ranked_above
+from intents import (PLAIN, Requests, classes, content_words, invented, likeliest, load_intents, name_of, prompt_of,
+                     ranked_above)
 from test_cms import ids, tiny
 from tokenizer import get_tokenizer
 
@@ -80,3 +81,25 @@ def test_a_line_is_what_its_parts_are(name):
 
 def test_ranked_above():
     assert ranked_above([3, 4], [1, 2]) == 1 and ranked_above([1], [2]) == 0 and ranked_above([1, 2], [1]) == 0.75
+
+
+@pytest.mark.parametrize('n', [120, 1000])
+def test_rows_are_named_by_the_lines_before(n):
+    """A program that looks for the line before that shares a word knows every name that is marked."""
+    enc, words = get_tokenizer('bytes'), content_words()
+    assert len({*words}) == 3000 and not {*words} & {*PLAIN}
+    task, asked = Requests(enc, words), 0
+    for seed in range(5):
+        ids, marks = task.row(n, seed)
+        marked = enc.decode([i for i, mark in zip(ids, marks) if mark])
+        known, right = [], ''
+        for line in enc.decode(ids).replace('<|endoftext|>', '').strip().split('\n')[:-1]:     # the last may be cut
+            request, name = line.split(' => ')
+            alike = [other for before, other in known if {*before} & {*request.split()} - {*PLAIN}]
+            right += f' {alike[-1]}' if name in {other for _, other in known} else ''
+            known.append((tuple(request.split()), name))
+        assert len(ids) == len(marks) == n and marked.startswith(right)
+        asked += len(right)
+    assert asked
+    idx, targets = task.held_out(2, n, torch.Generator().manual_seed(0))
+    assert not torch.equal(idx, task.batch(2, n, torch.Generator().manual_seed(0))[0]) and (targets >= 0).any()
