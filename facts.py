@@ -9,7 +9,7 @@ attributes, so that a guess is right one time in sixteen.
     python train.py --data=facts --start_lr=0.1 --out_dir=out-facts     learn to answer questions on a passage
     python facts.py                                                     a passage, its questions, a row of training
 
-A row of training has a passage of its own, then text, then questions. In eval_continual.py (--protocol=facts) a passage
+A row of training has passages of its own, text behind each, then its questions. In eval_continual.py (--protocol=facts) a passage
 of 1, 20 or 200 facts is read, then 10,000 tokens of other text, and then the questions are asked.
 
 Does NOT include: questions that take two facts, facts that change, answers that are no fact of the passage.
@@ -88,14 +88,17 @@ class Facts(Marked):
         return self.text[start:start + n].tolist()
 
     def row(self, n, seed):
-        """n tokens -> token ids, whether each is part of an answer. Short and long gaps are equally frequent."""
-        rng = random.Random(f'facts {seed}')
-        facts = draw(rng.randint(1, max(1, n // 64)), rng)
-        ids = [self.enc.eot_token] + self.passage(facts, rng)
-        room = max(0, n - len(ids) - 32 * len(facts))
-        ids += self.other(int((room + 1) ** rng.random()) - 1, rng)
-        marks = [False] * len(ids)
+        """
+        n tokens -> token ids, whether each is part of an answer: passages, each with text and its questions behind it,
+        each asked once. Short and long gaps are equally frequent.
+        """
+        rng, ids, marks = random.Random(f'facts {seed}'), [self.enc.eot_token], [False]
         while len(ids) < n:
+            facts = draw(rng.randint(1, max(1, (n - len(ids)) // 64)), rng)
+            told_ = self.passage(facts, rng)
+            room = max(0, n - len(ids) - len(told_) - 20 * len(facts))
+            told_ += self.other(int((room + 1) ** rng.random()) - 1, rng)
+            ids, marks = ids + told_, marks + [False] * len(told_)
             for fact in rng.sample(facts, len(facts)):
                 question, answer = map(self.tokens, asked(fact))
                 ids, marks = ids + question + answer, marks + [False] * len(question) + [True] * len(answer)
