@@ -214,6 +214,18 @@ class Text:
         return {}
 
 
+def another(generator):
+    """A generator that no training begins with, as the given one says which."""
+    return torch.Generator().manual_seed(2 ** 41 + torch.randint(2 ** 40, (), generator=generator).item())
+
+
+@torch.no_grad()
+def most_likely(reader, idx, batch_size):
+    """The token that a reader thinks most likely after each of idx (n, T), in parts of batch_size rows -> (n, T)."""
+    device = next(reader.parameters()).device
+    return torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])
+
+
 class Marked:
     """
     Rows of which some tokens count more, as a task (the protocol of tasks.py). Who is one says how a row is made,
@@ -222,25 +234,26 @@ class Marked:
     """
     is_text, share = False, 0.5
 
+    def rows(self, n, T, generator):
+        """-> idx, targets (n, T) int64, which targets are marked."""
+        seeds = torch.randint(2 ** 40, (n,), generator=generator).tolist()
+        ids, marks = (torch.tensor(part) for part in zip(*(self.row(T + 1, seed) for seed in seeds)))      # (n, T + 1)
+        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), marks[:, 1:]
+
     def batch(self, n, T, generator, progress=1.0):
         """-> idx, targets (n, T) int64, weights (n, T) of mean 1."""
-        seeds = torch.randint(2 ** 40, (n,), generator=generator).tolist()
-        ids, marks = zip(*(self.row(T + 1, seed) for seed in seeds))
-        ids, marks = torch.tensor(ids), torch.tensor(marks)[:, 1:]
-        return ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), weights_for(marks, self.share)
+        idx, targets, marks = self.rows(n, T, generator)
+        return idx, targets, weights_for(marks, self.share)
 
     def held_out(self, n, T, generator):
-        """As batch, from a generator that no training begins with, so that all that is drawn is new."""
-        seed = 2 ** 41 + torch.randint(2 ** 40, (), generator=generator).item()
-        idx, targets, weights = self.batch(n, T, torch.Generator().manual_seed(seed))
-        return idx, targets.masked_fill(weights <= weights.min(), -1)
+        """As batch, of rows of other seeds; only what is marked is asked for."""
+        idx, targets, marks = self.rows(n, T, another(generator))
+        return idx, targets.masked_fill(~marks, -1)
 
-    @torch.no_grad()
     def report(self, reader, T, batch_size, n=32):
         """{marked: share of the marked tokens that the reader predicts, in the last quarter of n held-out rows}."""
         idx, targets = self.held_out(n, T, torch.Generator().manual_seed(2 ** 40))
-        device = next(reader.parameters()).device
-        said = torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])       # (n, T)
+        said = most_likely(reader, idx, batch_size)
         said, targets = said[:, T * 3 // 4:-1], targets[:, T * 3 // 4:-1]
         asked = targets >= 0
         return {self.marked: (said[asked] == targets[asked]).float().mean().item()}

@@ -9,8 +9,9 @@ attributes, so that a guess is right one time in sixteen.
     python train.py --data=facts --start_lr=0.1 --out_dir=out-facts     learn to answer questions on a passage
     python facts.py                                                     a passage, its questions, a row of training
 
-A row of training has passages of its own, text behind each, then its questions. In eval_continual.py (--protocol=facts) a passage
-of 1, 20 or 200 facts is read, then 10,000 tokens of other text, and then the questions are asked.
+A row of training has passages of its own, text behind each, then its questions. In eval_continual.py
+(--protocol=facts) a passage of 1, 20 or 200 facts is read, then 10,000 tokens of other text, and then the questions are
+asked.
 
 Does NOT include: questions that take two facts, facts that change, answers that are no fact of the passage.
 """

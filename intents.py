@@ -159,7 +159,7 @@ class Requests(Marked):
     def row(self, n, seed):
         """n tokens -> token ids, whether each is part of a name that was shown before."""
         rng, ids, marks, shown = random.Random(f'requests {seed}'), [self.enc.eot_token], [False], set()
-        k = rng.randint(2, max(2, n // 100))
+        k = rng.randint(2, max(2, min(n // 100, len(self.words) // 5)))
         words = rng.sample(self.words, 5 * k)               # no two classes share one
         kinds = [(' '.join(words[5 * i:5 * i + rng.randint(1, 2)]), words[5 * i + 2:5 * i + 5]) for i in range(k)]
         while len(ids) < n:

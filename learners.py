@@ -105,8 +105,7 @@ class Stream:
 
     def bytes(self):
         """Of all that it remembers."""
-        state = self.state or {}
-        return state_bytes({name: x for name, x in state.items() if name != 'trace'} if type(state) is dict else state)
+        return state_bytes(self.state)
 
 
 class FineTuned:
@@ -120,9 +119,8 @@ class FineTuned:
         self.remember(base, self.share / 0.05)
 
     def windows(self, tokens):
-        """Pieces of WINDOW tokens and the one after; the rest is not read."""
-        n = max(1, (len(tokens) - 1) // WINDOW)
-        return [tokens[i * WINDOW:(i + 1) * WINDOW + 1] for i in range(n)] if len(tokens) > 1 else []
+        """Pieces of WINDOW tokens and the one after, the last one of what is left."""
+        return [tokens[i:i + WINDOW + 1] for i in range(0, len(tokens) - 1, WINDOW)]
 
     def loss(self, window):
         return self.model(window[None, :-1], window[None, 1:])[1]

@@ -83,10 +83,10 @@ def verdicts(protocol, found, n_facts=()):
         out.append(claim('the memory of least squares answers as ridge regression on all requests does, to 0.5 points',
                          [-abs(x) for x in pairs('least-squares', 'ridge', final)], -0.5))
     if {'hope-3', 'finetune'} <= {*found} and protocol == 'facts':
-        for j, n in enumerate(n_facts):            # in points above what was answered before
+        for j, n in enumerate(n_facts):            # in points above what was answered before, not below 0
             def left(r): return main_score(r['R'][2][j]) - main_score(r['R'][0][j])
-            out.append(claim(f'of {n} facts hope-3 keeps twice what fine-tuning keeps',
-                             [left(a) - 2 * left(b) for a, b in zip(found['hope-3'], found['finetune'])]))
+            out.append(claim(f'of {n} facts hope-3 keeps twice what fine-tuning keeps, and some',
+                             [left(a) - 2 * max(0, left(b)) for a, b in zip(found['hope-3'], found['finetune'])]))
     return out
 
 
@@ -113,3 +113,7 @@ def print_tables(protocol, found, names):
         print(f"{name:<14}{cell(s['gained']):>18}{cell(s['lost']):>18}{cell(s['kept_first'], 100):>20}"
               f"{cell(s['kept'], 100):>18}{cell(s['final']):>18}{runs[0]['state_bytes']:>12,}{runs[0]['passes']:>8}"
               f"{sum(r['seconds'] for r in runs) / len(runs):>9.0f}")
+    if any('none' in x for runs in found.values() for x in runs[0]['R'][-1] if x):
+        told = {name: mean_and_error([r['R'][-1][-1]['none'] for r in runs]) for name, runs in found.items()}
+        print('requests of an intent against requests of none, of which the first is likelier to be of one, in %: '
+              + ', '.join(f'{name} {cell(pair, 100)}' for name, pair in told.items()))

@@ -15,6 +15,7 @@ Protocols: what is read one after the other in eval_continual.py, how it is scor
 
 Does NOT include: learning (learners.py), what follows from the scores (eval_continual.py).
 """
+import hashlib
 import math
 import random
 from dataclasses import dataclass, field
@@ -24,7 +25,8 @@ import torch
 from corpora import SAYS_GENERATED, load_documents
 from data import prepare
 from facts import Facts, asked, draw
-from intents import classes, likeliest, load_intents, name_of, prompt_of, ranked_above
+from intents import (Requests, classes, content_words, likeliest, load_intents, name_of, prompt_of,
+                     ranked_above)
 from languages import Language, chrf, tokens_of
 from learners import read
 from tokenizer import encode
@@ -63,7 +65,7 @@ class Text:
     pairs: list = field(default_factory=list)       # intents: [(prompt, name)] as they were read
     names: list = field(default_factory=list)       # ... the names that it brings
     none: list = field(default_factory=list)        # ... prompts of no intent
-    passages: list = field(default_factory=list)    # facts: texts of so many facts, each read by a learner of its own
+    passages: list = field(default_factory=list)    # facts: each is read by a learner of its own, and then tokens
 
 
 NONE = torch.empty(0, dtype=torch.long)
@@ -101,31 +103,38 @@ def language(name, enc, seed, n_lines):
 def intents(o, enc, seed):
     """
     The intents in ten parts of a random order, n_requests of each as lines `request => name`; a tenth as many others
-    are scored, three at least. The last text has the first part's names and other requests.
+    are scored, three at least. The last text has the first part's names, and requests that no other has.
     """
     source, found, none = load_intents()
     print(f'intents: {source}, {len(found)} of them')
     n, m = o.n_requests, max(3, o.n_requests // 10)
 
-    def part(title, names, read_from, scored_from):
-        pairs = [(prompt_of(enc, request), name_of(enc, name)) for name in names for request in read_from(name)[:n]]
+    def pairs_of(names, requests_of):
+        return [(prompt_of(enc, request), name_of(enc, name)) for name in names for request in requests_of(name)]
+
+    def part(title, names, read_, scored):
+        pairs = pairs_of(names, read_)
         random.Random(f'{title} {seed}').shuffle(pairs)
         lines = torch.tensor([i for prompt, name in pairs for i in (*prompt, *name[:-1])])     # a prompt begins with \n
-        return Text(title, lines, [(prompt_of(enc, request), name_of(enc, name)) for name in names
-                                   for request in scored_from(name)[:m]], 'intents', pairs,
-                    [name_of(enc, name) for name in names])
+        return Text(title, lines, pairs_of(names, scored), 'intents', pairs, [name_of(enc, name) for name in names])
     parts = classes(found, seed)[:o.n_tasks]
-    tasks = [part(f'{len(names)} {i + 1}', names, lambda name: found[name]['read'], lambda name: found[name]['scored'])
-             for i, names in enumerate(parts)]
+    tasks = [part(f'{len(names)} {i + 1}', names, lambda name: found[name]['read'][:n],
+                  lambda name: found[name]['scored'][:m]) for i, names in enumerate(parts)]
     tasks[-1].none = [prompt_of(enc, request) for request in none[:100]]
-    other = part('steps', parts[0], lambda name: found[name]['read'][n:], lambda name: found[name]['read'][::-1])
-    return Text('none', domain('english', enc, seed, o.n_bytes).tokens), tasks, other
+    other = part('steps', parts[0], lambda name: found[name]['read'][n:-m][:n], lambda name: found[name]['read'][-m:])
+    return Text('base', rows_of(Requests(enc, content_words()), seed)), tasks, other
+
+
+def rows_of(task, seed, n=8):
+    """Rows of 2,048 tokens that a base model might have been trained on, for those who keep some."""
+    return torch.tensor([i for row in range(n) for i in task.row(2048, f'base {seed} {row}')[0]])
 
 
 def passages(o, enc, seed):
-    """Passages of each number of facts, the other text that is read after them, and one of another seed."""
+    """Passages of each number of facts, other text to be read after them, and passages that steps are chosen by."""
     _, text, _, _ = prepare('english', quiet=True, enc=enc)
     task = Facts(enc, text)
+    after = torch.tensor(task.other(OTHER, random.Random(f'other {seed}')))
 
     def passage(n, title):
         rng = random.Random(f'passage {title} {seed}')
@@ -136,9 +145,9 @@ def passages(o, enc, seed):
         tokens = torch.tensor([enc.eot_token] + task.passage(facts, rng))
         return Text(title, tokens.repeat(o.n_readings), scored, 'whole')
     def column(n, count, title):
-        return Text(title, NONE, unit='whole', passages=[passage(n, f'{title} {i}') for i in range(count)])
+        return Text(title, after, unit='whole', passages=[passage(n, f'{title} {i}') for i in range(count)])
     tasks = [column(n, max(1, PASSAGES // (1 + n // 10)), f'{n} fact' + 's' * (n > 1)) for n in o.n_facts]
-    return Text('other', torch.tensor(task.other(OTHER, random.Random(f'other {seed}')))), tasks, column(20, 3, 'steps')
+    return Text('base', rows_of(task, seed)), tasks, column(20, 3, 'steps')
 
 
 def texts(o, enc, seed):
@@ -154,6 +163,13 @@ def texts(o, enc, seed):
         return Text('none', NONE), [language(name, enc, seed, o.n_lines) for name in names], \
             language('steps', enc, seed, o.n_lines)
     return intents(o, enc, seed) if o.protocol == 'intents' else passages(o, enc, seed)
+
+
+def digest(texts):
+    """What a result of these texts is kept by."""
+    about = [(text.name, text.tokens.tolist(), text.names, text.none, [[x if isinstance(x, (int, tuple)) else x.tolist()
+              for x in item] for item in text.scored], digest(text.passages)) for text in texts]
+    return hashlib.sha256(repr(about).encode()).hexdigest()[:16]
 
 
 # -----------------------------------------------------------------------------

@@ -35,6 +35,8 @@ from functools import partial
 
 import torch
 
+from data import another, most_likely
+
 LOWER, UPPER, END, ASK = string.ascii_lowercase, string.ascii_uppercase, '.', '|'
 # a character each for 120 permutations, all of them of one byte in latin-1
 NAMES = string.ascii_letters + string.digits + string.punctuation + ''.join(map(chr, range(161, 187)))
@@ -73,17 +75,13 @@ class Puzzle:
         return self.token_of[codes.long()].view(len(rows), -1)                      # (n T,) -> (n, T)
 
     def held_out(self, n, T, generator):
-        """As batch, from a generator that no training begins with."""
-        seed = 2 ** 41 + torch.randint(2 ** 40, (), generator=generator).item()
-        return self.batch(n, T, torch.Generator().manual_seed(seed))[:2]
+        """As batch, of rows of other seeds; of short ones there may be no others."""
+        return self.batch(n, T, another(generator))[:2]
 
-    @torch.no_grad()
     def report(self, reader, T, batch_size, n=64):
-        """{what: share of answers that the reader gives}, over n rows that training does not see."""
+        """{what: share of answers that the reader gives}, over n rows of another seed."""
         idx, targets, _ = self.batch(n, T, torch.Generator().manual_seed(2 ** 40))
-        device = next(reader.parameters()).device
-        said = torch.cat([reader(part.to(device))[0].argmax(-1).cpu() for part in idx.split(batch_size)])       # (n, T)
-        return self.shares(said == targets, targets >= 0)
+        return self.shares(most_likely(reader, idx, batch_size) == targets, targets >= 0)
 
     def shares(self, right, asked):
         """right, asked (n, T) -> what report says."""

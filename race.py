@@ -23,7 +23,6 @@ import math
 import os
 import platform
 import shlex
-import statistics
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ import torch
 
 from cli import UsageError, atomic_write, build, check, git_commit, one_line_errors, read_args, words
 from machine import compiled, describe
+from metrics import mean_and_error
 from model import MIXERS, Config, equal_model
 from optim import param_groups
 from puzzles import PUZZLES, Recall
@@ -56,7 +56,7 @@ class Race:
     start_lr: float = 0.1               # of what memories hold before the first token, as a fraction of it
     eval_every: int = 25                # steps between evaluations, each on 2,048 answers or more
     n_pairs: int = 4                    # recall: pairs to remember
-    first_pairs: int = 2                # ... to begin with, then twice as many, up to n_pairs (0 = n_pairs)
+    first_pairs: int = 0                # ... to begin with, then twice as many, up to n_pairs (0 = two, or three, ..)
     keys: int = 32                      # ... keys in the vocabulary, and as many values
     compile: bool = False               # torch.compile
     threads: int = 1                    # CPU threads
@@ -80,7 +80,8 @@ class Race:
         self.length = self.length or (shortest if self.task == 'recall' else max(32, shortest))
         check(self.length >= shortest, f'--length must be at least {shortest} for --task={self.task}'
               + f' and n_pairs = {self.n_pairs}' * (self.task == 'recall') + f', not {self.length}')
-        self.first_pairs = self.first_pairs or self.n_pairs
+        halves = [self.n_pairs >> i for i in range(63) if self.n_pairs % (1 << i) == 0 and self.n_pairs >> i > 1]
+        self.first_pairs = self.first_pairs or min(halves, default=1)
         self.first_length = self.first_length or first_length(self)
         name, first, last = ('pairs', self.first_pairs, self.n_pairs) if self.task == 'recall' else (
             'length', self.first_length, self.length)
@@ -152,11 +153,10 @@ def run(mixer, seed, race, knobs, parameters):
             'seconds': time.perf_counter() - start, 'curve': curve}
 
 
-def mean_and_error(shares):
+def in_percent(shares):
     """Shares of several seeds -> their mean in %, and two standard errors of it where there are several."""
-    percent = [100 * share for share in shares]
-    error = f' ±{2 * statistics.stdev(percent) / len(percent) ** 0.5:.1f}' if len(percent) > 1 else ''
-    return f'{statistics.mean(percent):.1f}{error}'
+    mean, error = mean_and_error(shares)
+    return f'{100 * mean:.1f}' + (f' ±{200 * error:.1f}' if error is not None else '')
 
 
 def table(runs, chance):
@@ -167,7 +167,7 @@ def table(runs, chance):
         for mixer in dict.fromkeys(run['mixer'] for run in runs):
             own = [run for run in runs if run['mixer'] == mixer]
             steps = ','.join(str(run['stopped_at'] or '-') for run in own)
-            cells = [mean_and_error([run['right'][times][what] for run in own]) for times in TIMES]
+            cells = [in_percent([run['right'][times][what] for run in own]) for times in TIMES]
             lines.append(f'{mixer:<26}{steps:>14}' + ''.join(cell.rjust(13) for cell in cells))
         if what != 'whole words':                           # of which chance has none
             lines.append(f"{'chance':<40}" + ''.join(f'{100 * chance[times]:.1f}'.rjust(13) for times in TIMES))
@@ -179,6 +179,8 @@ def main():
     race, = build([Race], (QUICK if given.get('quick') else {}) | given)
     if race.task != 'recall' and {*given} & {*OF_RECALL}:
         raise UsageError(f"--{', --'.join(OF_RECALL)} are for --task=recall")
+    if race.task == 'recall' and 'first_length' in given:
+        raise UsageError('--task=recall begins with --first_pairs, and has no --first_length')
     torch.set_num_threads(race.threads)
     torch.set_flush_denormal(True)
     own = {name: x for name, x in given.items() if name in Config.__dataclass_fields__}
