@@ -15,6 +15,7 @@ asked.
 
 Does NOT include: questions that take two facts, facts that change, answers that are no fact of the passage.
 """
+import itertools
 import random
 
 from data import Marked
@@ -71,7 +72,7 @@ class Facts(Marked):
     enc     the tokenizer
     text    1-D array of token ids that lie between passage and questions
     """
-    shortest, marked = 96, 'answers'
+    shortest, marked = 128, 'answers'
 
     def __init__(self, enc, text):
         self.enc, self.text = enc, text[text != enc.eot_token]
@@ -96,12 +97,12 @@ class Facts(Marked):
         rng, ids, marks = random.Random(f'facts {seed}'), [self.enc.eot_token], [False]
         while len(ids) < n:
             facts = draw(rng.randint(1, max(1, (n - len(ids)) // 64)), rng)
-            told_ = self.passage(facts, rng)
-            room = max(0, n - len(ids) - len(told_) - 20 * len(facts))
-            told_ += self.other(int((room + 1) ** rng.random()) - 1, rng)
-            ids, marks = ids + told_, marks + [False] * len(told_)
-            for fact in rng.sample(facts, len(facts)):
-                question, answer = map(self.tokens, asked(fact))
+            before = self.passage(facts, rng)
+            questions = [[*map(self.tokens, asked(fact))] for fact in rng.sample(facts, len(facts))]
+            room = max(0, n - len(ids) - len(before) - sum(map(len, itertools.chain(*questions))))
+            before += self.other(int((room + 1) ** rng.random()) - 1, rng)
+            ids, marks = ids + before, marks + [False] * len(before)
+            for question, answer in questions:
                 ids, marks = ids + question + answer, marks + [False] * len(question) + [True] * len(answer)
         return ids[:n], marks[:n]
 
