@@ -4,7 +4,7 @@ Does a model learn one thing after another without losing what it knew?
     python eval_continual.py                            three new kinds of text, one after the other (domains)
     python eval_continual.py --protocol=languages       two invented languages (languages.py)
     python eval_continual.py --protocol=intents         150 classes of requests, fifteen at a time (intents.py)
-    python eval_continual.py --protocol=facts           facts told once, asked for 10,000 tokens later (facts.py)
+    python eval_continual.py --protocol=facts           facts told once, asked for after other text (facts.py)
     python eval_continual.py --protocol=levels          do more levels help, and faster ones (the paper's figure 7)
     python eval_continual.py --quick                    the same in under two minutes, with tiny models: that it runs
     python eval_continual.py --learners=finetune,hope-3 --seeds=1
@@ -51,7 +51,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 CODE = sorted(glob.glob(os.path.join(HERE, '*.py')))        # a result that was kept is of this code
 
 
-QUICK = dict(seeds=1, n_bytes=6_000, n_lines=30, n_tasks=2, n_requests=3, facts='1,20')
+QUICK = dict(seeds=1, n_bytes=6_000, n_lines=30, n_tasks=2, n_requests=3, facts='1,20', n_other=500)
 
 
 @dataclass
@@ -68,6 +68,7 @@ class Continual:
     n_requests: int = 30                # intents: of each intent that are read; a tenth as many are scored
     facts: str = '1,20,200'             # facts: how many a passage has
     n_readings: int = 1                 # facts: how often it is read, one time after the other
+    n_other: int = 10_000               # facts: tokens of other text before the questions
     out_dir: str = 'out-continual'      # where base models and results are kept
     json: str = ''                      # the file of results ('' = OUT_DIR/PROTOCOL.json)
     quick: bool = False                 # tiny models, little text, one seed: whether it works, not how well
@@ -79,7 +80,7 @@ class Continual:
         self.learners = self.learners or ','.join(theirs)
         words('learners', self.learners, theirs)
         self.n_facts = numbers('facts', self.facts)
-        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines', 'n_tasks', 'n_requests', 'n_readings'):
+        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines', 'n_tasks', 'n_requests', 'n_readings', 'n_other'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(self.n_languages <= 26, f'--n_languages must be at most 26, not {self.n_languages}')
         check(self.n_tasks <= 10, f'--n_tasks must be at most 10, not {self.n_tasks}')

@@ -6,7 +6,7 @@ Protocols: what is read one after the other in eval_continual.py, how it is scor
     intents     classes of requests, fifteen at a time; % of other requests whose likeliest name, among all names so
                 far, is the right one (intents.py)
     facts       passages of invented facts, each by itself; % of the questions answered, before it is read, after, and
-                after 10,000 tokens of other text (facts.py)
+                after other text (facts.py)
     levels      needles in 4,096 tokens, and bits per byte of a long text, by a reader of one to four levels that move
                 by clocks (eval_continual.py alone)
 
@@ -33,8 +33,7 @@ from tokenizer import encode
 
 DOMAINS, CHOOSE_BY = 'pip:torch:.h,pip:torch:.yaml,pip:torch:.cmake', 'pip:numpy:.f90,.f'      # Fortran
 BASE = 8                        # times n_bytes of the base text are at hand, 5 % of its corpus, for those who keep some
-OTHER = 10_000                  # facts: tokens of other text between a passage and its questions
-PASSAGES = 8                    # ... passages of one fact; of more facts fewer, but one at least
+PASSAGES = 8                    # facts: passages of one fact; of more facts fewer, but one at least
 
 # what train.py is given for the base models, in stages: that there is something to recall is found in short rows
 SHORT = dict(block_size=128, batch_size=32, max_steps=800, learning_rate=4e-3)
@@ -134,7 +133,7 @@ def passages(o, enc, seed):
     """Passages of each number of facts, other text to be read after them, and passages that steps are chosen by."""
     _, text, _, _ = prepare('english', quiet=True, enc=enc)
     task = Facts(enc, text)
-    after = torch.tensor(task.other(OTHER, random.Random(f'other {seed}')))
+    after = torch.tensor(task.other(o.n_other, random.Random(f'other {seed}')))
 
     def passage(n, title):
         rng = random.Random(f'passage {title} {seed}')

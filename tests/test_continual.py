@@ -92,7 +92,7 @@ def test_what_learners_keep():
 
 
 @pytest.mark.parametrize('options', [dict(protocol='intents', n_bytes=2000, n_requests=3, n_tasks=2),
-                                     dict(protocol='facts', n_facts=[2], n_readings=2)])
+                                     dict(protocol='facts', n_facts=[2], n_readings=2, n_other=3000)])
 def test_texts_of_the_other_protocols(options):
     """The same seed gives the same texts; what is scored is not read, in what is scored and in what chooses steps."""
     enc = get_tokenizer('bytes')
@@ -171,6 +171,24 @@ def test_quick_end_to_end(tmp_path, capsys):
     inside('eval_continual.py', *args)
     again = capsys.readouterr().out
     assert 'train.py' not in again and again.splitlines()[-30:-1] == out.splitlines()[-30:-1]
+
+
+@pytest.mark.parametrize('protocol, learners, scored, more', [
+    ('languages', 'nothing,icl', 2, []), ('intents', 'means,least-squares,ridge', 2, []),
+    ('facts', 'nothing,finetune,joint,hope-1', 1, ['--facts=2', '--n_other=260'])])
+def test_quick_of_the_other_protocols(tmp_path, capsys, protocol, learners, scored, more):
+    inside('eval_continual.py', '--quick', f'--protocol={protocol}', f'--learners={learners}', f'--out_dir={tmp_path}', *more)
+    out = capsys.readouterr().out
+    found = json.loads((tmp_path / f'{protocol}.json').read_text())
+    assert list(found['learners']) == learners.split(',') and len(found['about']['scored']) == scored
+    for name, learner in found['learners'].items():
+        run, = learner['seeds']
+        assert f'{name}: R, % of ' in out and len(run['R']) == 3 and len(run['R'][-1]) == scored
+        assert learner['final'][0] == sum(x['right'] for x in run['R'][-1]) / scored
+    if protocol == 'intents':
+        assert 'requests of none' in out and found['learners']['ridge']['final'][0] > 20
+        assert found['learners']['ridge']['final'] == found['learners']['least-squares']['final']
+        assert [line['claim'][:27] for line in found['verdict']] == ['the memory of least squares']
 
 
 @pytest.mark.parametrize('args, said', [
