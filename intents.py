@@ -146,8 +146,9 @@ def content_words(n=3000):
 class Requests(Marked):
     """
     Rows of requests and names, each row with classes of its own, as a task. A class is a name of one or two words and
-    three words of which its requests have two, among plain ones: any two of them share one. Half of the loss are the
-    names of classes that the row has shown.
+    three words of which its requests have two, among plain ones: any two of them share one. In short rows it has one
+    word and a name of one, so that it is found out what there is to recall. Half of the loss are the names of classes
+    that the row has shown.
     enc     the tokenizer
     words   what names and classes are made of
     """
@@ -160,11 +161,12 @@ class Requests(Marked):
         """n tokens -> token ids, whether each is part of a name that was shown before."""
         rng, ids, marks, shown = random.Random(f'requests {seed}'), [self.enc.eot_token], [False], set()
         k = rng.randint(2, max(2, min(n // 100, len(self.words) // 5)))
-        words = rng.sample(self.words, 5 * k)               # no two classes share one
-        kinds = [(' '.join(words[5 * i:5 * i + rng.randint(1, 2)]), words[5 * i + 2:5 * i + 5]) for i in range(k)]
+        words, most = rng.sample(self.words, 5 * k), 1 if n < 256 else 2        # no two classes share a word
+        kinds = [(' '.join(words[5 * i:5 * i + rng.randint(1, most)]), words[5 * i + 2:5 * i + 2 * most + 1])
+                 for i in range(k)]
         while len(ids) < n:
             name, of_it = rng.choice(kinds)
-            words = rng.sample(of_it, 2) + rng.choices(PLAIN, k=rng.randint(2, 6))
+            words = rng.sample(of_it, most) + rng.choices(PLAIN, k=rng.randint(0, 3 * most))
             rng.shuffle(words)
             prompt, said = prompt_of(self.enc, ' '.join(words)), name_of(self.enc, name)[:-1]   # the next line ends it
             ids, marks = [*ids, *prompt, *said], marks + [False] * len(prompt) + [name in shown] * len(said)
