@@ -76,7 +76,7 @@ class Run:
     carry: int = 0                      # rows are as long as so many steps; the state goes on, its gradient does not
     # optimizer
     optimizer: str = 'muon'             # adamw | muon | m3 | momentum | delta_momentum | deep_momentum | dgd
-    learning_rate: float = 4e-3         # at the peak
+    learning_rate: float = 8e-3         # at the peak
     matrix_lr: float = 0.0              # of the matrices, if not adamw moves them (0 = 1.5 times the above for muon)
     start_lr: float = 1.0               # of what memories hold before the first token, as a fraction of the peak
     final_lr: float = 0.05              # where the schedule ends, as a fraction of the peak
