@@ -186,7 +186,7 @@ def weights_for(marks, share):
 
 class Text:
     """
-    Text to train on, as a task (the protocol of tasks.py): predict every next token.
+    Text to train on, as a task (the interface of tasks.py): predict every next token.
     tokens  1-D array of token ids, in memory or mapped
     """
     shortest, is_text = 1, True
@@ -228,7 +228,7 @@ def most_likely(reader, idx, batch_size):
 
 class Marked:
     """
-    Rows of which some tokens count more, as a task (the protocol of tasks.py). Who is one says how a row is made,
+    Rows of which some tokens count more, as a task (the interface of tasks.py). Who is one says how a row is made,
     row(n, seed) -> n token ids, whether each is marked; and what marked tokens are called, `marked`. They have half of
     the loss, and of held-out rows they alone are asked for.
     """

@@ -9,7 +9,7 @@ Does a model learn one thing after another without losing what it knew?
     python eval_continual.py --quick                    the same in under two minutes, with tiny models: that it runs
     python eval_continual.py --learners=finetune,hope-3 --seeds=1
 
-Each protocol has a base model of its own: of Python source, of languages' first lines, of English, of questions on a
+Each protocol has a base model of its own: of Python source, of languages, of requests by their words, of questions on a
 passage. What is read and how it is scored stands in protocols.py.
 
 Those who learn stand in learners.py; hope-N is --learn of sample.py with N slow levels (evidence.py), sleep-N sleeps as

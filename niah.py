@@ -79,7 +79,7 @@ class Example:
 
 class Needles:
     """
-    Examples of the six tasks, and rows of them to train on (the protocol of tasks.py).
+    Examples of the six tasks, and rows of them to train on (the interface of tasks.py).
 
     enc     the tiktoken.Encoding that lengths are counted in
     text    1-D array of token ids to cut haystacks from, at any word; one that reaches its end goes on from its start.

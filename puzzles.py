@@ -18,7 +18,7 @@ Puzzles: small tasks that a program of a few lines solves, one for each skill on
     python train.py --data=parity               trains on one
     python race.py --task=parity                ranks memories on it
 
-A puzzle is a task (the protocol of tasks.py). Its rows are written in characters, one a symbol, and under each symbol
+A puzzle is a task (the interface of tasks.py). Its rows are written in characters, one a symbol, and under each symbol
 that is asked about stands the answer, which is one symbol as well:
 
     def row(self, T, rng): return text, answers         two strings of T; a blank: nothing is asked
@@ -192,7 +192,7 @@ class Compression(Puzzle):
     """
     After MAD's compression: a block of eight letters of sixteen, then their places in any order, and at each place the
     letter is asked for; then the next block. Chance 1/16.
-    MAD: an MLP has to recover them from one token    here: the reader is asked on    because that fits the protocol; so
+    MAD: an MLP has to recover them from one token    here: the reader is asked on    because that fits the interface; so
     attention may look back, and what is measured is whether a memory keeps places apart
     """
     symbols, asked, shortest = LOWER[:16] + string.digits[:8], 'letters', 16

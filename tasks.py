@@ -1,5 +1,5 @@
 """
-Tasks: whatever can be trained on, behind one small protocol. train.py and what evaluates a run know it, and no task.
+Tasks: whatever can be trained on, behind one small interface. train.py and what evaluates a run know it, and no task.
 
     task.batch(n, T, generator, progress=1.0)   rows to train on -> idx, targets (n, T), -1 where nothing is asked;
                                                 weights (n, T) of the tokens in the loss, of mean 1, or None: all alike.

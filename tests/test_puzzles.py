@@ -224,7 +224,7 @@ def test_a_report_of_who_knows_and_of_who_does_not(name):
 
 
 # -----------------------------------------------------------------------------
-# the protocol, by name
+# the interface, by name
 
 
 @pytest.mark.parametrize('name', PUZZLES)

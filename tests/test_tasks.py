@@ -1,5 +1,5 @@
 """
-Tasks: the protocol, which all of them follow (tasks.py), then what is each one's own; needles have test_niah.py, and
+Tasks: the interface, which all of them follow (tasks.py), then what is each one's own; needles have test_niah.py, and
 puzzles other than recall test_puzzles.py.
 
     python -m pytest tests/test_tasks.py
@@ -67,7 +67,7 @@ def remembering(idx):
 
 
 # -----------------------------------------------------------------------------
-# the protocol
+# the interface
 
 
 def test_rows_to_train_on(task):
