@@ -14,8 +14,8 @@ passage. What is read and how it is scored stands in protocols.py.
 
 Those who learn stand in learners.py; hope-N is --learn of sample.py with N slow levels (evidence.py), sleep-N sleeps as
 well (sleep.py). All read the same tokens once. finetune and clock have the best of five step sizes by what they gain on
-a text that is not scored; replay and joint have finetune's, hope and sleep clock's, ewc the best of five strengths by
-gain less loss.
+a text that is not scored (of facts, by what is left of it after other text); replay and joint have finetune's, hope and
+sleep clock's, ewc the best of five strengths by gain less loss.
 
 R[i, j] is the score on j after reading i, 0 the base text; gained R[j, j] - b_j, b_j before any; lost, of the base in
 the end; kept, the share of what j alone gains that is left in the end. Of intents it is the share of what was right

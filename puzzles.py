@@ -192,7 +192,7 @@ class Compression(Puzzle):
     """
     After MAD's compression: a block of eight letters of sixteen, then their places in any order, and at each place the
     letter is asked for; then the next block. Chance 1/16.
-    MAD: an MLP has to recover them from one token    here: the reader is asked on    because that fits the interface; so
+    MAD: an MLP has to recover them from one token    here: the reader is asked on    because tasks are so; thus
     attention may look back, and what is measured is whether a memory keeps places apart
     """
     symbols, asked, shortest = LOWER[:16] + string.digits[:8], 'letters', 16

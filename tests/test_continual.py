@@ -177,7 +177,8 @@ def test_quick_end_to_end(tmp_path, capsys):
     ('languages', 'nothing,icl', 2, []), ('intents', 'means,least-squares,ridge', 2, []),
     ('facts', 'nothing,finetune,joint', 1, ['--facts=2', '--n_other=260'])])
 def test_quick_of_the_other_protocols(tmp_path, capsys, protocol, learners, scored, more):
-    inside('eval_continual.py', '--quick', f'--protocol={protocol}', f'--learners={learners}', f'--out_dir={tmp_path}', *more)
+    inside('eval_continual.py', '--quick', f'--protocol={protocol}', f'--learners={learners}', f'--out_dir={tmp_path}',
+           *more)
     out = capsys.readouterr().out
     found = json.loads((tmp_path / f'{protocol}.json').read_text())
     assert list(found['learners']) == learners.split(',') and len(found['about']['scored']) == scored
