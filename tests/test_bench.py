@@ -114,9 +114,9 @@ def test_a_gpu_computes_the_same_compiled_and_as_graphs():
 
 @pytest.mark.parametrize('args, words', [
     (['--parts=train,speed'], "with commas between and each once, not 'speed'"),
-    (['--mixers=lstm'], "not 'lstm'"),
+    (['--mixers=gru'], "not 'gru'"),
     (['--parts=train+decode'], "not 'train+decode'"),
-    (['--mixers=hope+lstm'], "not 'hope+lstm'"),
+    (['--mixers=hope+gru'], "not 'hope+gru'"),
     (['--lengths=1k'], "not '1k'"),
     (['--count', '--lengths=none'], "not 'none'"),
     (['--count=maybe'], "not 'maybe'"),
