@@ -49,8 +49,6 @@ from protocols import BASES, CLOCKS, DOMAINS, digest, score, texts
 one_line_errors()
 HERE = os.path.dirname(os.path.abspath(__file__))
 CODE = sorted(glob.glob(os.path.join(HERE, '*.py')))        # a result that was kept is of this code
-
-
 QUICK = dict(seeds=1, n_bytes=6_000, n_lines=30, n_tasks=2, n_requests=3, facts='1,20', n_other=500)
 
 

@@ -80,9 +80,8 @@ class Race:
         self.length = self.length or (shortest if self.task == 'recall' else max(32, shortest))
         check(self.length >= shortest, f'--length must be at least {shortest} for --task={self.task}'
               + f' and n_pairs = {self.n_pairs}' * (self.task == 'recall') + f', not {self.length}')
-        halves = [self.n_pairs >> i for i in range(63) if self.n_pairs % (1 << i) == 0 and self.n_pairs >> i > 1]
-        self.first_pairs = self.first_pairs or min(halves, default=1)
-        self.first_length = self.first_length or first_length(self)
+        self.first_pairs = self.first_pairs or halved(self.n_pairs, 2)
+        self.first_length = self.first_length or halved(self.length, make_task(self).begin_with or self.length)
         name, first, last = ('pairs', self.first_pairs, self.n_pairs) if self.task == 'recall' else (
             'length', self.first_length, self.length)
         self.easier = last // max(1, first)                             # so many times easier it begins
@@ -100,12 +99,11 @@ def make_task(race, easier=1):
     return Recall(race.n_pairs // easier, keys, keys + race.keys, 2 * race.keys)
 
 
-def first_length(race):
-    """The training length, cut in halves down to the rows that a task begins with."""
-    length, least = race.length, make_task(race).begin_with
-    while least and length % 2 == 0 and length >= 2 * least:
-        length //= 2
-    return length
+def halved(n, least):
+    """n cut in halves, as long as they are whole and not below the least."""
+    while n % 2 == 0 and n >= 2 * least:
+        n //= 2
+    return n
 
 
 def vocabulary(race):

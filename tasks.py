@@ -72,20 +72,18 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
         return load_languages(tokenizer, quiet, enc)
     if kind == 'recall' or data in PUZZLES:
         return load_puzzle(data, tokenizer, quiet)
+    form = choice or 'short'
+    if kind == 'niah' and form not in FORMS:
+        raise UserError(f"--data=niah takes one of {', '.join(FORMS)} behind its colon, not '{form}'")
+    corpus = 'english' if kind == 'niah' or data in ('facts', 'intents') else data
+    train, val, enc, info = prepare(corpus, tokenizer, directory, suffix, quiet, enc, left_out)
+    if kind == 'niah':
+        return Needles(enc, train, form), Needles(enc, val, form), enc, info
     if data == 'facts':
-        train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
         return Facts(enc, train), Facts(enc, val), enc, info
     if data == 'intents':
-        _, _, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
         task = Requests(enc, content_words())
         return task, task, enc, info
-    if kind == 'niah':
-        form = choice or 'short'
-        if form not in FORMS:
-            raise UserError(f"--data=niah takes one of {', '.join(FORMS)} behind its colon, not '{form}'")
-        train, val, enc, info = prepare('english', tokenizer, directory, suffix, quiet, enc, left_out)
-        return Needles(enc, train, form), Needles(enc, val, form), enc, info
-    train, val, enc, info = prepare(data, tokenizer, directory, suffix, quiet, enc, left_out)
     return Text(train), Text(val), enc, info
 
 
