@@ -15,6 +15,7 @@ Protocols: what is read one after the other in eval_continual.py, how it is scor
 
 Does NOT include: learning (learners.py), what follows from the scores (eval_continual.py).
 """
+import functools
 import hashlib
 import math
 import random
@@ -68,6 +69,7 @@ class Text:
 
 
 NONE = torch.empty(0, dtype=torch.long)
+load_once = functools.cache(load_intents)       # the same for every seed, and without a network one try is enough
 
 
 def domain(name, enc, seed, n_bytes):
@@ -104,7 +106,7 @@ def intents(o, enc, seed):
     The intents in ten parts of a random order, n_requests of each as lines `request => name`; a tenth as many others
     are scored, three at least. The last text has the first part's names, and requests that no other has.
     """
-    source, found, none = load_intents()
+    source, found, none = load_once()
     print(f'intents: {source}, {len(found)} of them')
     n, m = o.n_requests, max(3, o.n_requests // 10)
 
