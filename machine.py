@@ -198,8 +198,9 @@ class Cores:
 # checkpoints
 
 FORMAT = 'nested-learning-4'
-KEYS = ('model', 'config', 'run', 'optimizer', 'step', 'batch_rng', 'best_loss', 'gathered', 'carried',
+KEYS = ('model', 'config', 'run', 'step',
         'data', 'tokenizer')            # what tells the text, and the tokens that it is cut into, from others
+PROGRESS = ('optimizer', 'batch_rng', 'best_loss', 'gathered', 'carried')       # what a run goes on from besides
 
 
 def check_progress(step, lr, **values):
@@ -293,6 +294,9 @@ def to_go_on(path, given):
     UsageError if what is given, {key: value}, would make it another run.
     """
     checkpoint = load_checkpoint(path)
+    if missing := [key for key in PROGRESS if key not in checkpoint]:
+        raise UserError(f"{path} holds weights alone, as export.py writes them, without {', '.join(missing)}: --resume "
+                        f'has nothing to go on with; --init_from={path} starts a new run from these weights')
     saved = checkpoint['run'] | checkpoint['config']
     given = {key: x.replace('+', ',') if key == 'mixer' else x for key, x in given.items()}     # as Config keeps it
     text = checkpoint['data'].get('path')                       # a file or folder, which may move: its sha256 counts
