@@ -1,4 +1,4 @@
-"""What README and the pages in results/ and models/ name is there: files, links, images, options; and README is short."""
+"""What README and the pages in results/, models/ name is there: files, links, images, options; and README is short."""
 import glob
 import os
 import re
@@ -6,7 +6,8 @@ import re
 import pytest
 from conftest import ROOT
 
-PAGES = ['README.md', 'models/README.md', *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, 'results', '*.md')))]
+PAGES = ['README.md', 'models/README.md',
+         *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, 'results', '*.md')))]
 OTHERS = {'nproc_per_node', 'durations', 'no-deps', 'chunk_size', 'form', 'key'}    # others', the past's
 
 
