@@ -108,11 +108,11 @@ def compact(path, step):
     last = max((line['step'] for line in lines if 'loss' in line), default=0)
     for line in lines:
         if 'config' in line:
-            if kept and line['start_step'] >= step:                 # resumed after what is exported
+            if kept and line.get('start_step', 0) >= step:       # resumed after what is exported
                 break
             line = line | {'command': no_folders_in(line['command']), 'run': no_folders(line['run']),
                            'data': no_folders(line['data'])}
-        if 'loss' not in line or line['step'] % EVERY == 0 or line['step'] == last or 'config' in kept[-1]:
+        if 'loss' not in line or line['step'] % EVERY == 0 or line['step'] == last or not kept or 'config' in kept[-1]:
             kept.append(line)
     return kept
 
