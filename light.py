@@ -60,7 +60,8 @@ def head_ref(layer, i, q, k, v, ax, bx):
         return kept - rate * torch.autograd.grad(loss(at), at, create_graph=True)[0]
 
     for t in range(len(q)):
-        G_xi = G if t % o.projection_chunk == 0 else G_xi
+        if t % o.projection_chunk == 0:
+            G_xi = G
 
         # 1   alpha = sigmoid(a.x + G_xi[0].k)     beta = sigmoid(b.x + G_xi[1].k)
         g = (0, 0) if G is None else G_xi @ k[t]
