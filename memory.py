@@ -14,11 +14,12 @@ at a time.
     ttt_mlp         ... with a hidden layer                                                     Sun 2024
     titans          ... with momentum, and forgetting                                           Behrouz 2024
     hope            ... and it writes its own keys, values and step sizes: self-modifying       Nested Learning 2025
+    hope_light      ... its output layer alone is written, its step sizes alone are its own     (light.py)
     lstm            keeps a number a unit, and sees what it said before (lstm.py)               Hochreiter 1997
     attention       keeps the pairs themselves, the last block_size of them (attention.py)      Vaswani 2017
 
 All but the last two are one recurrence (kernels.py) with different rates. `remember` is where the linear ones differ;
-those with a hidden layer, ttt_mlp, titans and hope, are two such recurrences or three (titans.py).
+those with a hidden layer, ttt_mlp, titans and hope, are two such recurrences or three (titans.py, light.py).
 
     python memory.py           how well each of them recalls stored pairs as their number grows past the key width
 
@@ -109,6 +110,15 @@ def retain(x, floor):
     """Retention sigmoid(x). With a floor for the gates, what forgets less than a hundredth of it keeps everything."""
     kept = torch.sigmoid(x)
     return (kept / (1 - floor / 100)).clamp(max=1) if floor else kept
+
+
+def recall_before(q, k, e, a, b, c, state, tile, mu=None, rows=None, v_old=None):
+    """kernels.delta_rule, but every token is read before its own write: from the memory after the token before it."""
+    S = state if mu is None else state[0]
+    first = q[..., :1, :] @ S[..., :rows, :].mT                                     # (.., 1, Dk) x (.., Dk, Dv)
+    q = torch.cat([q[..., 1:, :], q[..., -1:, :]], dim=-2)
+    y, state = delta_rule(q, k, e, a, b, c, state, tile, mu, rows, v_old)
+    return torch.cat([first, y[..., :-1, :]], dim=-2), state
 
 
 def unit(x):

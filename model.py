@@ -29,11 +29,14 @@ from attention import Attention
 from cli import UsageError, UserError, build, check
 from cms import CHANGE, CMS, NIGHT, TOPOLOGIES, parse_clock
 from kernels import at_least_float32
+from light import LIGHT, LightMemory
 from lstm import LSTM
 from memory import RECURRENT, Recurrent
 from titans import DEEP, DeepMemory
 
-MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, DeepMemory) | {'lstm': LSTM, 'attention': Attention}
+MIXERS = dict.fromkeys(RECURRENT, Recurrent) | dict.fromkeys(DEEP, DeepMemory) | {
+    'hope_light': LightMemory, 'lstm': LSTM, 'attention': Attention}
+SWITCHES = DEEP | LIGHT                     # what makes each of the memories with a hidden layer what it is
 
 
 @dataclass
@@ -96,13 +99,16 @@ class Config:
                               ('cms_topology', TOPOLOGIES)):
             value = getattr(self, name)
             check(value in choices, f"--{name} must be one of {', '.join(choices)}, not '{value}'")
-        deep = set(self.mixers) & {*DEEP}
+        deep = set(self.mixers) & {*SWITCHES}
         check(self.memory_read != 'start' or not deep or self.block_size > self.memory_chunk,
               '--memory_read=start reads nothing within a chunk: --block_size must be above --memory_chunk')
         for mixer in deep if 'hope' not in deep else ():
-            for name, value in DEEP[mixer].items():                 # what makes titans titans; of_block sees to it
+            for name, value in SWITCHES[mixer].items():                 # what makes titans titans; of_block sees to it
                 check(getattr(self, name) in (value, getattr(Config, name)),    # a field's default is the class's
                       f'--{name}={getattr(self, name)} is for --mixer=hope; {mixer} has {name}={value}')
+        check({'hope', 'hope_light'} & {*self.mixers} != {'hope_light'} or set(self.adaptive) <= {'g'}
+              and self.memory_read != 'start', f'--adaptive={self.adaptive} and --memory_read={self.memory_read} are '
+              'for --mixer=hope; hope_light generates gates alone, and reads before or after each write')
         self.n_hidden = self.n_hidden or math.ceil(self.n_embd * 8 / 3 / 32) * 32
         check(len(self.periods) in (1, self.n_level) and len(self.chunks) in (0, self.n_level),
               f'--cms_periods={self.cms_periods} and --cms_chunks={self.cms_chunks} name different numbers of levels')
@@ -136,8 +142,8 @@ class Config:
     def of_block(self, index):
         """What one block's memory is built from: its own mixer, and the switches that this one has."""
         mixer, read = self.mixers[index], self.memory_read
-        read = read if read != 'auto' else 'before' if mixer == 'hope' else 'after'         # as in the papers
-        return replace(self, mixer=mixer, **DEEP.get(mixer, {}), memory_read=read)
+        read = read if read != 'auto' else 'before' if 'hope' in mixer else 'after'         # as in the papers
+        return replace(self, mixer=mixer, **SWITCHES.get(mixer, {}), memory_read=read)
 
     @property
     def n_level(self):

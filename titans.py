@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels import at_least_float32, delta_rule, hidden, matmul_nt, mlp_memory, mlp_memory_grad
-from memory import MemoryLayer, qkv_streams, retain, unit, write_rate
+from memory import MemoryLayer, qkv_streams, recall_before, retain, unit, write_rate
 
 TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False)        # fields of Config
 DEEP = {'hope': {}, 'titans': TITANS | {'memory_momentum': True}, 'ttt_mlp': TITANS | {'forget': False}}
@@ -359,10 +359,8 @@ def write_and_read(weights, xi, state, writes, alpha, mu, q):
         b = None if not o.dgd else c if a is None else a * c
         S = state[name] if mu is None else (state[name], state[f'{name}_p'])
         c = c if mu is None else c * (1 - momentum)     # a write adds up to 1 / (1 - mu) of itself, an erasure does not
-        if before := q is not None and o.memory_read == 'before':   # the memory before a token: the one after the last
-            first, q = q[:, :, :1] @ state[name][:, :, :rows].mT, torch.cat([q[:, :, 1:], q[:, :, -1:]], dim=2)
-        y, S = delta_rule(q, s, e, a, b, c, S, o.tile, momentum, rows, v_old)
-        y = torch.cat([first, y[:, :, :-1]], dim=2) if before else y
+        rule = recall_before if q is not None and o.memory_read == 'before' else delta_rule
+        y, S = rule(q, s, e, a, b, c, S, o.tile, momentum, rows, v_old)
         new.update({name: S} if mu is None else {name: S[0], f'{name}_p': S[1]})
         return y
 

@@ -1,0 +1,60 @@
+"""Hope's memory made light: the fast form against the equations token by token (light_ref), for every switch."""
+import pytest
+import torch
+from conftest import assert_near
+
+from light import light_ref
+from model import Config, Hope
+
+
+def light_layer(**kwargs):
+    torch.manual_seed(0)
+    small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4, 'tile': 3}
+    layer = Hope(Config(mixer='hope_light', **small | kwargs)).double().blocks[0].mixer
+    with torch.no_grad():                       # away from the neutral start, so that everything has an effect
+        for p in layer.parameters():
+            p += 0.3 * torch.randn_like(p)
+    return layer, torch.randn(2, 23, 12, dtype=torch.float64)
+
+
+@pytest.mark.parametrize('switch', [{}, {'adaptive': ''}, {'memory_read': 'after'}, {'negative_eigenvalues': True},
+                                    {'gate_floor': 0.45}, {'memory_chunk': 1}, {'projection_chunk': 8}], ids=str)
+def test_fast_form_equals_token_loop(switch):
+    """Outputs, and the gradients of the input and of every parameter, of two sequences."""
+    layer, x = light_layer(**switch)
+    wrt = [x.requires_grad_(), *layer.parameters()]
+    names = ['x', *(name for name, _ in layer.named_parameters())]
+    fast, slow = layer(x)[0], torch.stack([light_ref(layer, row) for row in x])
+    assert_near('y', fast, slow, 1e-12)
+    weight = torch.linspace(-1, 1, fast.numel(), dtype=fast.dtype).view_as(fast)
+    for name, *both in zip(names, *(torch.autograd.grad((y * weight).sum(), wrt) for y in (fast, slow))):
+        assert both[0].abs().max() > 0, name
+        assert_near(name, *both, 1e-10)
+
+
+def test_gradients_reach_a_state_that_is_given():
+    layer, x = light_layer()
+    state = layer(x)[1]
+    state = {name: s.detach().requires_grad_() if torch.is_tensor(s) else s for name, s in state.items()}
+    grads = torch.autograd.grad(layer(x, state)[0].square().sum(), [state[name] for name in ('S', 'R', 'R_xi', 'conv')])
+    assert all(grad.abs().max() > 0 for grad in grads)
+
+
+def test_each_token_moves_the_gates_of_later_chunks_alone():
+    layer, x = light_layer()
+    q, k, v = torch.randn(3, 1, 2, 12, 6, dtype=torch.float64)
+    gates = torch.randn(2, 1, 2, 12, dtype=torch.float64)
+    v.requires_grad_()
+    alpha, _, _ = layer.generate_gates(k, v, *gates, {**layer.init_state(1)})
+    for t in range(12):
+        moved = torch.autograd.grad(alpha[0, 0, t], v, retain_graph=True, allow_unused=True)[0]
+        reach = 0 if moved is None else (moved[0, 0].abs().sum(-1) > 0).sum().item()
+        assert reach == t // 4 * 4, f'token {t} is moved by {reach}'
+
+
+@pytest.mark.parametrize('switch', [{'adaptive': 'kvg'}, {'memory_read': 'start'}, {'dgd': False}, {'forget': False},
+                                    {'memory_momentum': True}, {'objective': 'l2'}], ids=str)
+def test_what_only_hope_has_is_refused(switch):
+    with pytest.raises(ValueError, match='--mixer=hope'):
+        Config(mixer='hope_light', **switch)
+    Config(mixer='hope,hope_light', **switch | ({'block_size': 128} if 'memory_read' in switch else {}))
