@@ -30,6 +30,7 @@ from kernels import at_least_float32, delta_rule, hidden, matmul_nt
 from memory import MemoryLayer, qkv_streams, recall_before, retain, unit, write_rate
 
 LIGHT = {'hope_light': dict(self_values=False, objective='dot', dgd=True, memory_momentum=False, forget=True)}
+UNROLLED = 16               # chunks of gates that are compiled as one piece of code: more compile for minutes
 
 
 # -----------------------------------------------------------------------------
@@ -128,8 +129,16 @@ class LightMemory(MemoryLayer):
         R = torch.zeros(batch_size, H, 2, d, **options)
         return state | ({} if self.gates_0 is None else {'R': R, 'R_xi': R})
 
+    @torch.compiler.disable
+    def opened(self, state, x):
+        """
+        The state, where there is one. torch.compile stops here: so it makes code for one block, which all use, and not
+        for all of them at once, with every chunk of each, which would compile for minutes and be a tenth faster.
+        """
+        return state or self.init_state(len(x), x.device)
+
     def forward(self, x, state=None):
-        state = state or self.init_state(len(x), x.device)
+        state = self.opened(state, x)
         q, k, v, tail = qkv_streams(self.qkv(x), self.conv, state['conv'], self.n_head)     # three of (B, H, T, d)
         alpha, beta = (at_least_float32(gate(x)).mT for gate in (self.alpha, self.beta))    # (B, T, H) -> (B, H, T)
         with torch.autocast(x.device.type, enabled=False):
@@ -137,31 +146,25 @@ class LightMemory(MemoryLayer):
             if self.gates_0 is None:
                 alpha, gates = retain(alpha, self.gate_floor), {'place': 0}
             else:
-                alpha, beta, gates = self.generate_gates(k, v, alpha, beta, state)
+                few = q.shape[2] <= UNROLLED * self.config.projection_chunk     # else a chunk alone is compiled
+                generate = self.generate_gates if few else torch.compiler.disable(self.generate_gates, recursive=False)
+                alpha, beta, gates = generate(k, v, alpha, beta, state)
             y, S = self.write_and_read(q, k, v, alpha, beta, state['S'])
         return self.emit(y, x), gates | {'S': S, 'conv': tail.to(state['conv'].dtype)}
 
     def generate_gates(self, k, v, alpha, beta, state):
         """
-        1, 4   Chunk by chunk, what the rows as they stood at its start make of its gates, and what is written of them:
-               two numbers a token, and no token waits for another.
+        1, 4   The gates, chunk by chunk; no token waits for another, and there are two numbers for each.
         k, v (B, H, T, d), alpha, beta (B, H, T) before the sigmoid -> retention, the write gate before it, new state
         """
         o, T, C = self.config, k.shape[2], self.config.projection_chunk
         R, R_xi, place, gates = state['R'], state['R_xi'], state['place'], []
         first = min(-place % C, T)                                  # up to the chunk's end, then whole chunks, the rest
         sizes = [first] * (first > 0) + [C] * ((T - first) // C) + [(T - first) % C] * ((T - first) % C > 0)
-        both = torch.stack([k, v], dim=2)                                                   # (B, H, 2, T, d)
-        for kv, a, b in zip(both.split(sizes, dim=3), alpha.split(sizes, dim=2), beta.split(sizes, dim=2)):
-            answers = matmul_nt(kv, (self.gates_0 + R_xi)[:, :, None])                      # (.., C, d) x (.., d, 2)
-            at_k, at_v = answers.unbind(2)                                                  # (B, H, C, 2)
-            a, b = retain(a + at_k[..., 0], o.gate_floor), b + at_k[..., 1]
-            gates.append((a, b))
-            g = a.clamp(min=1e-12).log().cumsum(-1)                                         # (B, H, C)
-            rate = 2 / C * write_rate(b, o.gate_floor, self.beta_shift[:, 1:]) * (g[..., -1:] - g).exp()
-            wrote = (rate[..., None] * (torch.tanh(at_v) - at_k)).mT @ kv[:, :, 0]          # (.., 2, C) x (.., C, d)
-            R = g[..., -1:, None].exp() * R + wrote
-            place = (place + a.shape[2]) % C
+        for part in zip(*(x.split(sizes, dim=2) for x in (k, v, alpha, beta))):
+            *gate, R = gates_of_chunk(*part, R, self.gates_0 + R_xi, self.beta_shift[:, 1:], o.gate_floor, C)
+            gates.append(gate)
+            place = (place + part[0].shape[2]) % C
             R_xi = R if place == 0 else R_xi
         alpha, beta = (torch.cat(x, dim=2) for x in zip(*gates))
         return alpha, beta, {'R': R, 'R_xi': R_xi, 'place': place}
@@ -186,6 +189,19 @@ class LightMemory(MemoryLayer):
         features = 4 * m * d + 4 * m * d + (0 if self.gates_0 is None else 6 * d)
         state = 3 * 2 * d * (d + m)                                                 # write, erase, read
         return H * (2 * features / 2 + state + C / 2 * 2 * (2 * (d + m) + 2 * d))   # k k^T, q k^T, the inverse, scores v
+
+
+def gates_of_chunk(k, v, alpha, beta, R, G_xi, shift, floor, C):
+    """
+    What the rows G_xi (B, H, 2, d) make of the gates of a chunk of C tokens, or of a part of one, and what is written:
+    k, v (B, H, c, d), alpha, beta (B, H, c), R (B, H, 2, d) -> alpha, beta (B, H, c), R
+    """
+    at_k, at_v = matmul_nt(k, G_xi), matmul_nt(v, G_xi)                                 # (.., c, d) x (.., d, 2)
+    alpha, beta = retain(alpha + at_k[..., 0], floor), beta + at_k[..., 1]
+    g = alpha.clamp(min=1e-12).log().cumsum(-1)                                         # (B, H, c)
+    rate = 2 / C * write_rate(beta, floor, shift) * (g[..., -1:] - g).exp()
+    wrote = (rate[..., None] * (torch.tanh(at_v) - at_k)).mT @ k                        # (.., 2, c) x (.., c, d)
+    return alpha, beta, g[..., -1:, None].exp() * R + wrote
 
 
 # -----------------------------------------------------------------------------
