@@ -31,8 +31,7 @@ import torch.distributed as dist
 
 from cli import UsageError, UserError, atomic_write, build, remove_file
 from cms import CHANGE, Learner, weights_of
-from model import Config, Hope
-from titans import DEEP
+from model import SWITCHES, Config, Hope
 from tokenizer import digest, get_tokenizer
 
 
@@ -130,7 +129,7 @@ def choose_compile(run, config, device):
     """
     if run.compile != 'auto':
         return run.compile == 'true', ''
-    few = 200 if {*DEEP} & {*config.mixers} else 1000           # steps that make up for the minute of compiling
+    few = 200 if {*SWITCHES} & {*config.mixers} else 1000           # steps that make up for the minute of compiling
     pays = device.startswith('cuda') or (       # ttt's chunks of 16 compile for minutes
         device == 'cpu' and run.max_steps >= few and 'ttt' not in config.mixers)
     if not pays or config.chunks or run.optimizer == 'dgd' or os.environ.get('NL_COMPILE') == '0':

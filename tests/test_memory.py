@@ -8,8 +8,7 @@ from conftest import assert_near
 
 from memory import (RECURRENT, TTT_CHUNK, least_squares, least_squares_ref, no_pairs, recall, remember, retain,
                     write_rate)
-from model import MIXERS, Config, Hope
-from titans import DEEP
+from model import MIXERS, SWITCHES, Config, Hope
 
 
 def tiny(mixer, **kwargs):
@@ -145,7 +144,7 @@ def test_closed_gates_hold_what_was_written(mixer, floor):
     assert same == len(same) * [floor > 0]
 
 
-@pytest.mark.parametrize('mixer', [*RECURRENT, *DEEP])
+@pytest.mark.parametrize('mixer', [*RECURRENT, *SWITCHES])
 def test_gradient_over_200_tokens(mixer):
     """From the loss at token 230 to the input at token 30, at the default start and through a whole model."""
     model = tiny(mixer, n_layer=2, tile=32)
