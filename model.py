@@ -48,7 +48,7 @@ class Config:
     n_head: int = 4                     # heads per block, each with a memory of its own
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
-    mixer: str = 'hope'                 # hope | hope_light | gated_deltanet | attention | .. (memory.py); or one per block
+    mixer: str = 'hope'                 # hope | hope_light | attention | ... (memory.py); or one per block
     tile: int = 32                      # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     gate_floor: float = 0.0             # a write gate below it is closed, forgetting below a hundredth of it is none
