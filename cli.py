@@ -24,6 +24,7 @@ import inspect
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -332,6 +333,20 @@ def git_commit():
                               capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
+
+
+def run_script(command):
+    """
+    Run one of our scripts, as in ['train.py', '--seed=1'], after a line by which it can be run by hand. What it prints
+    is for a terminal alone; UserError if it fails, with the last that it said.
+    """
+    print(f'python {shlex.join(command)}', flush=True)
+    here = os.path.dirname(os.path.abspath(__file__))
+    done = subprocess.run([sys.executable, os.path.join(here, command[0]), *command[1:]], text=True,
+                          stdout=None if sys.stdout.isatty() else subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if done.returncode:
+        said = (done.stderr.splitlines() or [f'exit code {done.returncode}'])[-1]
+        raise UserError(f"python {shlex.join(command)} failed: {said.removeprefix('error: ')}")
 
 
 # -----------------------------------------------------------------------------
