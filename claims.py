@@ -29,7 +29,7 @@ from log import read_log
 from metrics import claim, print_claims, summary, told
 
 # what train.py is given: now; as the default was until commit 6baa90a, and hope then; if it is to be quick
-NOW = dict(max_steps=1000, eval_every=500, sample_tokens=0, compile='true')
+NOW = dict(max_steps=1000, batch_size=4, block_size=512, eval_every=500, sample_tokens=0, compile='true')
 THEN = NOW | dict(eval_every=1000, tokenizer='bytes', n_layer=4, optimizer='adamw', learning_rate=4e-3)
 HOPE = dict(mixer='hope', n_hidden=319, adaptive='kvg', memory_read='after')
 TINY = dict(max_steps=20, eval_every=20, eval_batches=2, batch_size=2, block_size=128, warmup_steps=5, compile='false',
@@ -69,8 +69,8 @@ def train(out, options, what='val_bpb'):
     found = [line[what] for line in read_log(os.path.join(out, 'log.jsonl'), options['max_steps'])
              if line.get('step') == options['max_steps'] and what in line]
     if not found:
-        raise UserError(f"training into {out} did not end at step {options['max_steps']}; the same command goes on with "
-                        'it, and another --out_dir begins anew')
+        raise UserError(f"training into {out} did not end at step {options['max_steps']}; the same command goes on, "
+                        'another --out_dir begins anew')
     return found[-1]
 
 
@@ -80,24 +80,18 @@ def written(command, path):
     return json.loads(read_file(path))
 
 
-def trained(common, models):
-    """Bits per byte, lower is better, of models {name: options of train.py}."""
+def trained(common, models, minutes=0):
+    """Bits per byte, lower is better, of models {name: options of train.py}; minutes: of training, measured before."""
     def measure(folder, seeds, quick):
-        return {name: [train(f'{folder}/{name}-{seed}', common | own | (TINY if quick else {}) | dict(seed=seed))
-                       for seed in seeds] for name, own in models.items()}
-    return measure
-
-
-def in_equal_time(common, models):
-    """The same after five minutes of training for each: how many steps that is, 150 steps tell before."""
-    def measure(folder, seeds, quick):
-        found, seconds = {}, 2 if quick else 300
+        found = {}
         for name, own in models.items():
-            options = common | own | (TINY if quick else dict(batch_size=4, block_size=512))
-            few = options | dict(max_steps=20 if quick else 150, eval_batches=1)
-            speed = train(f'{folder}/{name}-speed', few, 'tokens_per_second')
-            steps = max(1, round(seconds * speed / options['batch_size'] / options['block_size']))
-            options |= dict(max_steps=steps, eval_every=steps)
+            options = common | own | (TINY if quick else {})
+            if minutes:
+                few = options | dict(max_steps=20 if quick else 150, eval_batches=1)
+                speed = train(f'{folder}/{name}-speed', few, 'tokens_per_second')
+                seconds = 2 if quick else 60 * minutes
+                steps = max(1, round(seconds * speed / options['batch_size'] / options['block_size']))
+                options |= dict(max_steps=steps, eval_every=steps)
             found[name] = [train(f'{folder}/{name}-{seed}', options | dict(seed=seed)) for seed in seeds]
         return found
     return measure
@@ -127,9 +121,8 @@ def needles(folder, seeds, quick):
             for place in places:
                 shares = [cell['score'] for cell in cells if cell['length'] == lengths[place]]
                 found.setdefault(f'{name}, {place}', []).append(sum(shares) / len(shares))
-            if name == 'hope':
-                found.setdefault('hope, state near over far', []).append(
-                    cells[0]['state_bytes'] / cells[-1]['state_bytes'])
+            size = cells[0]['state_bytes'] / cells[-1]['state_bytes']
+            found.setdefault(f'{name}, state {places[0]} over {places[-1]}', []).append(size)
     return found
 
 
@@ -148,37 +141,36 @@ def raced(folder, seeds, quick):
     return found
 
 
-def in_turn(values, readings):
-    """{value: function of a run} of learners that read in turn; readings: {name: options of eval_continual.py}."""
+def in_turn(whats, readings):
+    """What metrics.summary says of learners that read in turn; readings: {name: options of eval_continual.py}."""
     def measure(folder, seeds, quick):
         found, bases = {}, os.path.join(os.path.dirname(folder), 'continual')     # base models, of several claims
         for reading, options in readings.items():
-            command = ['eval_continual.py', *words(options), *['--quick'] * quick, f'--seeds={len(seeds)}',
-                       f'--out_dir={bases}']
-            for name, its in written(command, f'{folder}/{reading}.json')['learners'].items():
-                found |= {f'{name}, {reading}, {what}': [value(run) for run in its['seeds']]
-                          for what, value in values.items()}
+            asked = [*words(options | dict(seeds=len(seeds), out_dir=bases)), *['--quick'] * quick]
+            for name, its in written(['eval_continual.py', *asked], f'{folder}/{reading}.json')['learners'].items():
+                found |= {f'{name}, {reading}, {what}': [summary([run])[what][0] for run in its['seeds']]
+                          for what in whats}
         return found
     return measure
-
-
-KEPT = {'kept of the first': lambda run: summary([run])['kept_first'][0], 'gained of Python': lambda run: -run['lost']}
-KEPT_ALL = {'kept': lambda run: summary([run])['kept'][0]}
-RIGHT = {'right in the end': lambda run: summary([run])['final'][0]}
 
 
 # -----------------------------------------------------------------------------
 # the claims, in the order of README's table
 
 
+# comparisons: (what is said, one number, the other, by how much it must be better); no name stands for 0
+
+
 def before(better, *others):
-    """Comparisons: this is better than each of the others."""
     return [(f'{better} before {other}', better, other, 0.0) for other in others]
 
 
 def above(asked, *names):
-    """Comparisons: each of these numbers is above what is asked."""
     return [(f'{name} above {asked:g}', name, None, asked) for name in names]
+
+
+def below(asked, *names):
+    return [(f'{name} below {asked:g}', None, name, -asked) for name in names]
 
 
 # row: what stands in the claim's row of README's table alone; seeds: how many its page has, from the first one on;
@@ -186,79 +178,76 @@ def above(asked, *names):
 CLAIMS = {
     'language': dict(
         says='Hope reads text better than Transformers and recurrent models, of equal size after as many tokens',
-        row='hope 1.631', seeds=1, first=1337, lower=True,
+        row='hope 1.631', first=1337, lower=True,
         measure=trained(NOW | dict(learning_rate=8e-3), {
             'hope': dict(mixer='hope', n_hidden=352), 'gated_deltanet': dict(mixer='gated_deltanet', n_hidden=363),
-            'titans': dict(mixer='titans', n_hidden=351, learning_rate=1.6e-2),
-            'mamba2': dict(mixer='mamba2', n_hidden=364),
-            'attention': dict(mixer='attention', n_layer=4, n_hidden=120)}),
+            'titans': dict(mixer='titans', n_hidden=351, learning_rate=0.016),
+            'attention': dict(mixer='attention', n_layer=4, n_hidden=120), 'mamba2': dict(mixer='mamba2', n_hidden=364)}),
         compare=before('hope', 'gated_deltanet', 'titans', 'mamba2', 'attention')),
     'minutes': dict(
-        says='... and after as many minutes', row='in the same five minutes', seeds=1, lower=True,
-        measure=in_equal_time(NOW | dict(learning_rate=4e-3), {
+        says='... and after as many minutes', row='in the same five minutes', lower=True,
+        measure=trained(NOW | dict(learning_rate=4e-3), {
             'hope': {}, 'hope,attention': dict(mixer='hope,attention'),
-            'gated_deltanet': dict(mixer='gated_deltanet'), 'attention': dict(mixer='attention', n_layer=4)}),
+            'gated_deltanet': dict(mixer='gated_deltanet'), 'attention': dict(mixer='attention', n_layer=4)}, 5),
         compare=before('hope', 'gated_deltanet', 'attention')),
     'self_modification': dict(
         says='a memory that writes its own keys, values and gates is better', row='writes its own keys',
-        seeds=1, lower=True,
+        lower=True,
         measure=trained(THEN | HOPE, {'hope': {}, 'fixed': dict(n_hidden=341, adaptive='')}),
         compare=before('hope', 'fixed')),
     'parts': dict(
-        says='erasing, forgetting, and a hidden layer that is read within the chunk make it better',
-        row='erasing, forgetting', seeds=1, lower=True,
+        says='erasing, forgetting and a hidden layer that is read within the chunk make it better',
+        row='erasing, forgetting', lower=True,
         measure=trained(THEN | HOPE, {
             'hope': {}, 'not-erasing': dict(dgd='false'), 'not-forgetting': dict(n_hidden=320, forget='false'),
             'not-within': dict(memory_read='start')}),
         compare=before('hope', 'not-erasing', 'not-forgetting', 'not-within')),
     'needles': dict(
-        says='it recalls over long contexts with constant memory', row='over long contexts', seeds=1, first=1337,
-        measure=needles,
-        compare=before('hope, far', 'titans, far', 'gated_deltanet, far') + before('hope, near', 'attention, near')
-        + above(0.999, 'hope, state near over far')),
+        says='it recalls over long contexts with constant memory', row='over long contexts', first=1337,
+        measure=needles, compare=before('hope, far', 'titans, far', 'gated_deltanet, far') + before(
+            'hope, near', 'attention, near') + above(0.999, 'hope, state near over far')),
     'domains': dict(
         says='levels keep what was learned of texts in turn, and more of them more', row='of three new texts', seeds=3,
-        measure=in_turn(KEPT, {'texts': dict(learners='finetune,ewc,hope-1,hope-2,hope-3')}),
-        compare=before('hope-3, texts, kept of the first', 'hope-1, texts, kept of the first',
-                       'finetune, texts, kept of the first') + above(-0.02, 'hope-3, texts, gained of Python')),
+        measure=in_turn(('kept_first', 'lost'), {'texts': dict(learners='finetune,ewc,hope-1,hope-2,hope-3')}),
+        compare=before('hope-3, texts, kept_first', 'hope-1, texts, kept_first', 'finetune, texts, kept_first')
+        + below(0.02, 'hope-3, texts, lost')),
     'languages': dict(
         says='... of languages in turn', row='four invented languages', seeds=3,
-        measure=in_turn(KEPT_ALL, {
+        measure=in_turn(('kept',), {
             'two': dict(protocol='languages', learners='finetune,replay-5,clocks,hope-3'),
             'four': dict(protocol='languages', n_languages=4, learners='icl,hope-1,hope-2,hope-3')}),
-        compare=before('hope-3, two, kept', 'finetune, two, kept', 'clocks, two, kept')
+        compare=before('hope-3, two, kept', 'finetune, two, kept')
         + before('hope-3, four, kept', 'hope-1, four, kept', 'icl, four, kept')),
     'facts': dict(
-        says='... of facts, after other text', row='facts told once', seeds=1,
-        measure=in_turn(RIGHT, {
-            'once': dict(protocol='facts', facts=20, learners='icl,finetune,hope-1,hope-3'),
-            'often': dict(protocol='facts', facts=20, n_readings=8, learners='icl,finetune,hope-1,hope-3')}),
-        compare=before('hope-3, once, right in the end', 'finetune, once, right in the end')
-        + before('hope-3, often, right in the end', 'finetune, often, right in the end')),
+        says='... of facts, after other text', row='facts told once',
+        measure=in_turn(('final',), {
+            name: dict(protocol='facts', facts=20, n_readings=n, learners='icl,finetune,hope-1,hope-3')
+            for name, n in (('once', 1), ('often', 8))}),
+        compare=before('hope-3, once, final', 'finetune, once, final')
+        + before('hope-3, often, final', 'finetune, often, final')),
     'intents': dict(
-        says='... of classes of requests', row='classes of requests', seeds=1,
-        measure=in_turn(RIGHT, {'classes': dict(protocol='intents', learners='icl,finetune,hope-1,least-squares')}),
-        compare=before('hope-1, classes, right in the end', 'finetune, classes, right in the end')),
+        says='... of classes of requests', row='classes of requests',
+        full='of 150 classes fine-tuning keeps 6 %, levels 1, a memory of least squares 63',
+        measure=in_turn(('final',), {
+            'classes': dict(protocol='intents', learners='icl,finetune,hope-1,least-squares')}),
+        compare=before('hope-1, classes, final', 'finetune, classes, final')),
     'sleep': dict(
         says='sleep makes room without forgetting', row='sleep makes room', seeds=3,
-        measure=in_turn(KEPT, {'texts': dict(learners='hope-1,sleep-1')}),
-        compare=before('sleep-1, texts, kept of the first', 'hope-1, texts, kept of the first')
-        + above(-0.02, 'sleep-1, texts, gained of Python')),
+        measure=in_turn(('kept_first', 'lost'), {'texts': dict(learners='hope-1,sleep-1')}),
+        compare=before('sleep-1, texts, kept_first', 'hope-1, texts, kept_first')
+        + below(0.02, 'sleep-1, texts, lost')),
     'clocks': dict(
-        says='clocks in training help', row='clocks in training', seeds=1, lower=True,
+        says='clocks in training help', row='clocks in training', lower=True,
         measure=trained(THEN | HOPE | dict(max_steps=500, eval_every=500, compile='auto'), {
             name: dict(cms_periods=name) for name in ('1', '1,1,1,1', '1,2,4,8', '1,4,16,64')}),
         compare=before('1,2,4,8', '1') + before('1,4,16,64', '1')),
     'states': dict(
-        says='it tracks states as an LSTM does, beyond the length of training', row='tracks states', seeds=1, first=0,
-        measure=raced,
-        compare=above(0.9, *(f'hope-turns, {task}, {times}x' for task in WORDS for times in (2, 8)))),
+        says='it tracks states as an LSTM does, beyond the length of training', row='tracks states', first=0,
+        measure=raced, compare=above(0.9, *(f'hope-turns, {task}, {times}x' for task in WORDS for times in (2, 8)))),
     'optimizers': dict(
-        says='the optimizer is a memory: M3 before Muon before AdamW', row='the optimizer is a memory', seeds=3,
-        lower=True,
+        says='the optimizer is a memory: M3 before Muon before AdamW', row='is a memory: M3', seeds=3, lower=True,
         measure=trained(THEN | HOPE | dict(n_hidden=352, batch_size=2, max_steps=300, eval_every=300), {
-            'm3': dict(optimizer='m3', matrix_lr=0.006), 'muon': dict(optimizer='muon', matrix_lr=0.006),
-            'adamw': dict(optimizer='adamw')}),
+            'm3': dict(optimizer='m3', matrix_lr=0.006), 'muon': dict(optimizer='muon', matrix_lr=0.006), 'adamw': {}}),
         compare=before('m3', 'muon') + before('muon', 'adamw'))}
 
 
@@ -266,21 +255,21 @@ CLAIMS = {
 # what came out
 
 
-def in_full(row):
-    """What README's table says came out of the claim whose row has these words, and the page that has it all."""
+def in_full(row, full=''):
+    """What README's table says came out, in the row with these words (full: elsewhere in it), and of which page."""
     readme = read_file(os.path.join(os.path.dirname(os.path.abspath(__file__)), 'README.md')).decode()
     found = re.search(rf'^\| .*{re.escape(row)}.* \| \[(.+?)\]\((results/\w+\.md)\)(.*) \|$', readme, flags=re.M)
     if not found:
         raise UserError(f"no row of README.md's table has the words '{row}'")
-    return found[1] + found[3], found[2]
+    return full or found[1] + found[3], found[2]
 
 
 def judge(compare, found, lower=False):
     """-> what each comparison came to (metrics.claim), and the verdict on all of them."""
     sign, lines = -1 if lower else 1, []
     for text, a, b, asked in compare:
-        numbers = [sign * (x - y) for x, y in zip(found[a], found[b])] if b else found[a]
-        lines.append(claim(text, numbers, asked))
+        pairs = zip(*(found[name] if name else [0.0] * len(found[a or b]) for name in (a, b)))
+        lines.append(claim(text, [sign * (x - y) for x, y in pairs], asked))
     holds = [line['holds'] for line in lines]
     return lines, 'holds' if all(holds) else 'does not hold' if False in holds else 'cannot be told'
 
@@ -298,7 +287,7 @@ class Try:
         check(self.name in ('', *CLAIMS), f"a claim is one of {', '.join(CLAIMS)}, not '{self.name}'")
         check(self.seeds >= 0, f'--seeds must be at least 0, not {self.seeds}')
         check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')
-        self.seeds = self.seeds or (CLAIMS[self.name]['seeds'] if self.name and not self.quick else 1)
+        self.seeds = self.seeds or (CLAIMS[self.name].get('seeds', 1) if self.name and not self.quick else 1)
 
 
 def main():
@@ -308,11 +297,11 @@ def main():
         if given:
             raise UsageError('name a claim, or give nothing at all to see all of them')
         for name, it in CLAIMS.items():
-            came_out, page = in_full(it['row'])
+            came_out, page = in_full(it['row'], it.get('full'))
             print(f"{name:<20}{it['says']}\n{'':<20}in full: {came_out} ({page})")
         return
     it = CLAIMS[args.name]
-    came_out, page = in_full(it['row'])
+    came_out, page = in_full(it['row'], it.get('full'))
     print(f"{it['says']}\nin full: {came_out} ({page})\n")
     first = it.get('first', 1)
     seeds = list(range(first, first + args.seeds))
