@@ -49,23 +49,17 @@ FINDERS = {'hope': (HOPE, 3, 0.2, ('near', 'far'), 33),
            'attention': (dict(mixer='attention', n_hidden=400), 2, 0.0, ('near',), 33)}
 
 # states: formal languages, and how long race.py trains on their words
-WORDS = {'parity': dict(max_steps=200), 'aa': dict(max_steps=100, batch_size=4, length=16),
-         'abab': dict(max_steps=100, batch_size=4, length=16)}
+WORDS = {'parity': dict(max_steps=200)} | dict.fromkeys(('aa', 'abab'), dict(max_steps=100, batch_size=4, length=16))
 
 
 # -----------------------------------------------------------------------------
 # what runs, and the numbers that it leaves: measure(folder, seeds, quick) -> {what: [a number for each seed]}
 
 
-def words(options):
-    """{'seed': 1} -> ['--seed=1']"""
-    return [f'--{name}={value}' for name, value in options.items()]
-
-
 def train(out, options, what='val_bpb'):
     """Train into the folder `out`, or go on there -> what the log says at the last step."""
     begun = os.path.exists(os.path.join(out, 'ckpt.pt'))
-    run_script(['train.py', *(['--resume'] if begun else words(options)), f'--out_dir={out}'])
+    run_script('train.py', ({'resume': 'true'} if begun else options) | {'out_dir': out})
     found = [line[what] for line in read_log(os.path.join(out, 'log.jsonl'), options['max_steps'])
              if line.get('step') == options['max_steps'] and what in line]
     if not found:
@@ -74,9 +68,9 @@ def train(out, options, what='val_bpb'):
     return found[-1]
 
 
-def written(command, path):
-    """What a command writes to --json=path."""
-    run_script([*command, f'--json={path}'])
+def written(script, options, path):
+    """What a script writes to --json=path."""
+    run_script(script, options | {'json': path})
     return json.loads(read_file(path))
 
 
@@ -117,12 +111,13 @@ def needles(folder, seeds, quick):
             out = staged(f'{folder}/{name}-{seed}', options, stages)
             asked = dict(out_dir=out, tasks='s1,s2,s3', lengths=','.join(str(lengths[place]) for place in places),
                          n=2 if quick else n, depths=2 if quick else 11, gate_floor=floor)
-            cells = written(['eval_niah.py', *words(asked)], f'{out}/found.json')['cells']
+            cells = written('eval_niah.py', asked, f'{out}/found.json')['cells']
             for place in places:
                 shares = [cell['score'] for cell in cells if cell['length'] == lengths[place]]
                 found.setdefault(f'{name}, {place}', []).append(sum(shares) / len(shares))
-            size = cells[0]['state_bytes'] / cells[-1]['state_bytes']
-            found.setdefault(f'{name}, state {places[0]} over {places[-1]}', []).append(size)
+            if len(places) > 1:
+                size = cells[0]['state_bytes'] / cells[-1]['state_bytes']
+                found.setdefault(f'{name}, state near over far', []).append(size)
     return found
 
 
@@ -134,20 +129,23 @@ def raced(folder, seeds, quick):
                            ('-turns', dict(mixers='hope', negative_eigenvalues='true'))):
             options = dict(task=task, n_layer=1, stop_at=2, seed=seeds[0], seeds=len(seeds)) | given | own
             options |= dict(max_steps=4, eval_every=4, batch_size=4, n_embd=16) if quick else {}
-            for run in written(['race.py', *words(options)], f'{folder}/{task}{turns}.json')['runs']:
+            for run in written('race.py', options, f'{folder}/{task}{turns}.json')['runs']:
                 for times in ('1', '2', '8'):
                     what = f"{run['mixer']}{turns}, {task}, {times}x"
                     found.setdefault(what, []).append(run['right'][times]['whole words'])
     return found
 
 
-def in_turn(whats, readings):
-    """What metrics.summary says of learners that read in turn; readings: {name: options of eval_continual.py}."""
+def in_turn(whats, readings, **tiny):
+    """
+    What metrics.summary says of learners that read in turn; readings: {name: options of eval_continual.py}; tiny: more
+    of them with --quick.
+    """
     def measure(folder, seeds, quick):
         found, bases = {}, os.path.join(os.path.dirname(folder), 'continual')     # base models, of several claims
         for reading, options in readings.items():
-            asked = [*words(options | dict(seeds=len(seeds), out_dir=bases)), *['--quick'] * quick]
-            for name, its in written(['eval_continual.py', *asked], f'{folder}/{reading}.json')['learners'].items():
+            options = options | dict(seeds=len(seeds), out_dir=bases) | (dict(quick='true') | tiny if quick else {})
+            for name, its in written('eval_continual.py', options, f'{folder}/{reading}.json')['learners'].items():
                 found |= {f'{name}, {reading}, {what}': [summary([run])[what][0] for run in its['seeds']]
                           for what in whats}
         return found
@@ -158,10 +156,8 @@ def in_turn(whats, readings):
 # the claims, in the order of README's table
 
 
-# comparisons: (what is said, one number, the other, by how much it must be better); no name stands for 0
-
-
 def before(better, *others):
+    """Comparisons: (what is said, one number, the other or None for 0, by how much the one must be better)."""
     return [(f'{better} before {other}', better, other, 0.0) for other in others]
 
 
@@ -180,9 +176,10 @@ CLAIMS = {
         says='Hope reads text better than Transformers and recurrent models, of equal size after as many tokens',
         row='hope 1.631', first=1337, lower=True,
         measure=trained(NOW | dict(learning_rate=8e-3), {
-            'hope': dict(mixer='hope', n_hidden=352), 'gated_deltanet': dict(mixer='gated_deltanet', n_hidden=363),
-            'titans': dict(mixer='titans', n_hidden=351, learning_rate=0.016),
-            'attention': dict(mixer='attention', n_layer=4, n_hidden=120), 'mamba2': dict(mixer='mamba2', n_hidden=364)}),
+            'hope': dict(n_hidden=352), 'gated_deltanet': dict(mixer='gated_deltanet', n_hidden=363),
+            'titans': dict(mixer='titans', n_hidden=351, learning_rate=1.6e-2),
+            'mamba2': dict(mixer='mamba2', n_hidden=364),
+            'attention': dict(mixer='attention', n_layer=4, n_hidden=120)}),
         compare=before('hope', 'gated_deltanet', 'titans', 'mamba2', 'attention')),
     'minutes': dict(
         says='... and after as many minutes', row='in the same five minutes', lower=True,
@@ -233,7 +230,7 @@ CLAIMS = {
         compare=before('hope-1, classes, final', 'finetune, classes, final')),
     'sleep': dict(
         says='sleep makes room without forgetting', row='sleep makes room', seeds=3,
-        measure=in_turn(('kept_first', 'lost'), {'texts': dict(learners='hope-1,sleep-1')}),
+        measure=in_turn(('kept_first', 'lost'), {'texts': dict(learners='hope-1,sleep-1')}, n_bytes=14_000),
         compare=before('sleep-1, texts, kept_first', 'hope-1, texts, kept_first')
         + below(0.02, 'sleep-1, texts, lost')),
     'clocks': dict(

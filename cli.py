@@ -335,18 +335,19 @@ def git_commit():
         return 'unknown'
 
 
-def run_script(command):
+def run_script(script, options):
     """
-    Run one of our scripts, as in ['train.py', '--seed=1'], after a line by which it can be run by hand. What it prints
-    is for a terminal alone; UserError if it fails, with the last that it said.
+    Run one of our scripts with {option: value}, after a line by which it can be run by hand. What it prints is for a
+    terminal alone; UserError if it fails, with the last that it said.
     """
-    print(f'python {shlex.join(command)}', flush=True)
+    words = [script, *(f'--{name}={value}' for name, value in options.items())]
+    print(f'python {shlex.join(words)}', flush=True)
     here = os.path.dirname(os.path.abspath(__file__))
-    done = subprocess.run([sys.executable, os.path.join(here, command[0]), *command[1:]], text=True,
-                          stdout=None if sys.stdout.isatty() else subprocess.DEVNULL, stderr=subprocess.PIPE)
+    done = subprocess.run([sys.executable, os.path.join(here, script), *words[1:]], stderr=subprocess.PIPE, text=True,
+                          stdout=None if sys.stdout.isatty() else subprocess.DEVNULL)
     if done.returncode:
         said = (done.stderr.splitlines() or [f'exit code {done.returncode}'])[-1]
-        raise UserError(f"python {shlex.join(command)} failed: {said.removeprefix('error: ')}")
+        raise UserError(f"python {shlex.join(words)} failed: {said.removeprefix('error: ')}")
 
 
 # -----------------------------------------------------------------------------

@@ -118,9 +118,7 @@ def train(folder, **options):
     if args.quick and args.protocol == 'levels':        # needles need room
         options['block_size'] = 512
     if not whole():
-        command = ['train.py', *(f'--{name}={value}' for name, value in (options | {'out_dir': out}).items())]
-        command = ['train.py', '--resume', f'--out_dir={out}'] if os.path.exists(path) else command
-        run_script(command)
+        run_script('train.py', ({'resume': 'true'} if os.path.exists(path) else options) | {'out_dir': out})
         if not whole():
             raise UserError(f'the base model could not be trained into {out}')
     return path
