@@ -10,9 +10,8 @@ Each command is printed before it runs, with all its options: it can be run by h
 what was interrupted goes on; what is finished is not trained again: give another --out_dir once the code has changed.
 
 The rule: two numbers are compared by their difference in the claimed direction, one for each seed. If its mean is above
-what is asked, mostly 0, by more than two standard errors, the comparison holds; if below by as much, it does not;
-else, and with one seed always, it cannot be told (metrics.py). A claim holds if all of its comparisons do, and does not
-if one does not.
+0 by more than two standard errors, the comparison holds; if below by as much, it does not; else, and with one seed
+always, it cannot be told (metrics.py). A claim holds if all of its comparisons do, and does not if one does not.
 
 Does NOT include: a search for learning rates (those that the pages found best are given); of sleep the day of one text;
 figures; learners and models of the pages that nothing is compared with.
@@ -157,16 +156,16 @@ def in_turn(whats, readings, **tiny):
 
 
 def before(better, *others):
-    """Comparisons: (what is said, one number, the other or None for 0, by how much the one must be better)."""
-    return [(f'{better} before {other}', better, other, 0.0) for other in others]
+    """Comparisons: (what is said, the larger number, the smaller), each by its name, or the number itself."""
+    return [(f'{better} before {other}', better, other) for other in others]
 
 
 def above(asked, *names):
-    return [(f'{name} above {asked:g}', name, None, asked) for name in names]
+    return [(f'{name} above {asked:g}', name, asked) for name in names]
 
 
 def below(asked, *names):
-    return [(f'{name} below {asked:g}', None, name, -asked) for name in names]
+    return [(f'{name} below {asked:g}', asked, name) for name in names]
 
 
 # row: what stands in the claim's row of README's table alone; seeds: how many its page has, from the first one on;
@@ -262,11 +261,11 @@ def in_full(row, full=''):
 
 
 def judge(compare, found, lower=False):
-    """-> what each comparison came to (metrics.claim), and the verdict on all of them."""
-    sign, lines = -1 if lower else 1, []
-    for text, a, b, asked in compare:
-        pairs = zip(*(found[name] if name else [0.0] * len(found[a or b]) for name in (a, b)))
-        lines.append(claim(text, [sign * (x - y) for x, y in pairs], asked))
+    """-> what each comparison came to (metrics.claim), and the verdict on all of them. lower: lower is better"""
+    sign, n, lines = -1 if lower else 1, len(next(iter(found.values()))), []
+    for text, *pair in compare:
+        large, small = (found[x] if isinstance(x, str) else [x] * n for x in pair)
+        lines.append(claim(text, [sign * (x - y) for x, y in zip(large, small)]))
     holds = [line['holds'] for line in lines]
     return lines, 'holds' if all(holds) else 'does not hold' if False in holds else 'cannot be told'
 

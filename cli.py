@@ -343,10 +343,11 @@ def run_script(script, options):
     words = [script, *(f'--{name}={value}' for name, value in options.items())]
     print(f'python {shlex.join(words)}', flush=True)
     here = os.path.dirname(os.path.abspath(__file__))
-    done = subprocess.run([sys.executable, os.path.join(here, script), *words[1:]], stderr=subprocess.PIPE, text=True,
-                          stdout=None if sys.stdout.isatty() else subprocess.DEVNULL)
-    if done.returncode:
-        said = (done.stderr.splitlines() or [f'exit code {done.returncode}'])[-1]
+    with subprocess.Popen([sys.executable, os.path.join(here, script), *words[1:]], stderr=subprocess.PIPE, text=True,
+                          stdout=None if sys.stdout.isatty() else subprocess.DEVNULL) as process:
+        said = process.communicate()[1].splitlines()            # Ctrl-C reaches it too, and it may take time to save
+    if process.returncode:
+        said = (said or [f'exit code {process.returncode}'])[-1]
         raise UserError(f"python {shlex.join(words)} failed: {said.removeprefix('error: ')}")
 
 
