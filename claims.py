@@ -225,7 +225,7 @@ CLAIMS = {
         says='... of classes of requests', row='classes of requests',
         full='of 150 classes fine-tuning keeps 6 %, levels 1, a memory of least squares 63',
         measure=in_turn(('final',), {
-            'classes': dict(protocol='intents', learners='icl,finetune,hope-1,least-squares')}),
+            'classes': dict(protocol='intents', learners='icl,finetune,hope-1,least-squares')}, n_tasks=1),
         compare=before('hope-1, classes, final', 'finetune, classes, final')),
     'sleep': dict(
         says='sleep makes room without forgetting', row='sleep makes room', seeds=3,
@@ -312,7 +312,7 @@ def main():
             file.write(json.dumps({'claim': args.name, 'commit': git_commit(), 'args': asdict(args), 'numbers': found,
                                    'comparisons': lines, 'verdict': verdict}, indent=1).encode())
     if args.quick:
-        print('\nquick: the models are tiny and have learned next to nothing; the verdict says that all of this works')
+        print('\nquick: the models are tiny and have learned next to nothing; the verdict says that this works')
     print(f'verdict: {verdict}: ' + '; '.join(map(told, lines)))
 
 
