@@ -104,7 +104,7 @@ def test_wrong_command_lines(args, named):
 
 
 def test_a_script_that_fails_is_one_line(capsys):
-    said = 'python train.py --max_step=1 failed: unknown option --max_step, '
+    said = 'python claims.py --seed=1 failed: unknown option --seed, '
     with pytest.raises(UserError, match=f'^{said}[^\n]*$') as caught:
-        cli.run_script('train.py', {'max_step': 1})
-    assert caught.value.exit_code == 1 and capsys.readouterr().out == 'python train.py --max_step=1\n'
+        cli.run_script('claims.py', {'seed': 1})
+    assert caught.value.exit_code == 1 and capsys.readouterr().out == 'python claims.py --seed=1\n'
