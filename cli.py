@@ -24,6 +24,7 @@ import inspect
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import stat
@@ -332,6 +333,22 @@ def git_commit():
                               capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return 'unknown'
+
+
+def run_script(script, options):
+    """
+    Run one of our scripts with {option: value}, after a line by which it can be run by hand. What it prints is for a
+    terminal alone; UserError if it fails, with the last that it said.
+    """
+    words = [script, *(f'--{name}={value}' for name, value in options.items())]
+    print(f'python {shlex.join(words)}', flush=True)
+    here = os.path.dirname(os.path.abspath(__file__))
+    with subprocess.Popen([sys.executable, os.path.join(here, script), *words[1:]], stderr=subprocess.PIPE, text=True,
+                          stdout=None if sys.stdout.isatty() else subprocess.DEVNULL) as process:
+        said = process.communicate()[1].splitlines()            # Ctrl-C reaches it too, and it may take time to save
+    if process.returncode:
+        said = (said or [f'exit code {process.returncode}'])[-1]
+        raise UserError(f"python {shlex.join(words)} failed: {said.removeprefix('error: ')}")
 
 
 # -----------------------------------------------------------------------------

@@ -39,11 +39,11 @@ from dataclasses import dataclass
 import torch
 
 from cli import (UserError, atomic_write, build, check, clear, git_commit, numbers, one_line_errors, read_args,
-                 read_file, words)
+                 read_file, run_script, words)
 from data import prepare
 from learners import LEARNERS, ON_FEATURES, STEPS, make, read, steps_for
 from machine import describe, load_checkpoint, load_learner, load_model, load_tokenizer, owner
-from metrics import claim, main_score, mean_and_error, metrics, print_tables, summary, verdicts
+from metrics import claim, main_score, mean_and_error, metrics, print_claims, print_tables, summary, verdicts
 from protocols import BASES, CLOCKS, DOMAINS, digest, score, texts
 
 one_line_errors()
@@ -118,12 +118,8 @@ def train(folder, **options):
     if args.quick and args.protocol == 'levels':        # needles need room
         options['block_size'] = 512
     if not whole():
-        command = ['train.py', *(f'--{name}={value}' for name, value in (options | {'out_dir': out}).items())]
-        command = ['train.py', '--resume', f'--out_dir={out}'] if os.path.exists(path) else command
-        print(f"python {' '.join(command)}", flush=True)
-        done = subprocess.run([sys.executable, os.path.join(HERE, command[0]), *command[1:]],
-                              stdout=None if sys.stdout.isatty() else subprocess.DEVNULL)
-        if done.returncode or not whole():
+        run_script('train.py', ({'resume': 'true'} if os.path.exists(path) else options) | {'out_dir': out})
+        if not whole():
             raise UserError(f'the base model could not be trained into {out}')
     return path
 
@@ -312,12 +308,7 @@ def levels():
 
 def write(learners, verdict, curves=(), names=()):
     """The verdict on the terminal, and all of it in a file."""
-    print('\nholds beyond two standard errors, does not, or cannot be told (?)')
-    for line in verdict:
-        numbers = line['numbers']
-        print(f"{ {True: 'yes', False: 'no ', None: '?  '}[line['holds']]} {line['claim']}: {numbers['mean']:.3f}"
-              + (f" +- {2 * numbers['standard_error']:.3f}" if numbers['standard_error'] is not None else '')
-              + f" (asked: {numbers['asked']:g})")
+    print_claims(verdict)
     path = args.json or os.path.join(args.out_dir, f'{args.protocol}.json')
     with atomic_write(path) as file:
         file.write(json.dumps({'about': {'commit': COMMIT, 'torch': torch.__version__, 'machine': describe('cpu'),

@@ -58,6 +58,20 @@ def claim(text, numbers, low=0.0):
     return {'claim': text, 'holds': holds, 'numbers': {'mean': mean, 'standard_error': error, 'asked': low}}
 
 
+def told(line):
+    """A claim and its number, with two standard errors where there are several seeds, and what was asked of it."""
+    mean, error, asked = line['numbers'].values()
+    spread = f' +- {2 * error:.3f}' if error is not None else ''
+    return f"{line['claim']}: {mean:.3f}{spread} (asked: {asked:g})"
+
+
+def print_claims(lines):
+    """A line for each claim: whether it holds, and its number."""
+    print('\nholds beyond two standard errors, does not, or cannot be told (?)')
+    for line in lines:
+        print(f"{ {True: 'yes', False: 'no ', None: '?  '}[line['holds']]} {told(line)}")
+
+
 def verdicts(protocol, found, n_facts=()):
     """What the paper claims, and what was asked of the levels here, where the learners for it were run."""
     def pairs(a, b, value): return [value(x) - value(y) for x, y in zip(found[a], found[b])]

@@ -104,11 +104,11 @@ def language(name, enc, seed, n_lines):
 def intents(o, enc, seed):
     """
     The intents in ten parts of a random order, n_requests of each as lines `request => name`; a tenth as many others
-    are scored, three at least. The last text has the first part's names, and requests that no other has.
+    are scored, but three of three or more. The last text has the first part's names, and requests that no other has.
     """
     source, found, none = load_once()
     print(f'intents: {source}, {len(found)} of them')
-    n, m = o.n_requests, max(3, o.n_requests // 10)
+    n, m = o.n_requests, max(min(3, o.n_requests), o.n_requests // 10)
 
     def pairs_of(names, requests_of):
         return [(prompt_of(enc, request), name_of(enc, name)) for name in names for request in requests_of(name)]
