@@ -175,17 +175,17 @@ CLAIMS = {
         says='Hope reads text better than Transformers and recurrent models, of equal size after as many tokens',
         row='hope 1.631', first=1337, lower=True,
         measure=trained(NOW | dict(learning_rate=8e-3), {
-            'hope': dict(n_hidden=352), 'gated_deltanet': dict(mixer='gated_deltanet', n_hidden=363),
+            'hope': dict(mixer='hope', n_hidden=352), 'gated_deltanet': dict(mixer='gated_deltanet', n_hidden=363),
             'titans': dict(mixer='titans', n_hidden=351, learning_rate=1.6e-2),
             'mamba2': dict(mixer='mamba2', n_hidden=364),
             'attention': dict(mixer='attention', n_layer=4, n_hidden=120)}),
         compare=before('hope', 'gated_deltanet', 'titans', 'mamba2', 'attention')),
     'minutes': dict(
         says='... and after as many minutes', row='in the same five minutes', lower=True,
-        measure=trained(NOW | dict(learning_rate=4e-3), {
-            'hope': {}, 'hope,attention': dict(mixer='hope,attention'),
-            'gated_deltanet': dict(mixer='gated_deltanet'), 'attention': dict(mixer='attention', n_layer=4)}, 5),
-        compare=before('hope', 'gated_deltanet', 'attention')),
+        measure=trained(NOW | dict(learning_rate=8e-3), {
+            name: dict(mixer=name) for name in ('hope_light', 'hope', 'hope_light,attention', 'gated_deltanet')}
+            | {'attention': dict(mixer='attention', n_layer=4)}, 5),
+        compare=before('hope_light', 'gated_deltanet', 'attention')),
     'self_modification': dict(
         says='a memory that writes its own keys, values and gates is better', row='writes its own keys',
         lower=True,

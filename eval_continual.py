@@ -129,7 +129,7 @@ def base_model(seed):
     folder = f"{args.protocol}-{seed}{'-quick' * args.quick}"
     path = None
     for stage, options in BASES[args.protocol]:
-        path = train(folder + stage, seed=seed, **options, **({'init_from': path} if path else {}))
+        path = train(folder + stage, seed=seed, **options, **({'init_from': path} if path else {'mixer': 'hope'}))
     checkpoint = load_checkpoint(path)
     return path, checkpoint, load_tokenizer(checkpoint, path)
 

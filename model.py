@@ -48,7 +48,7 @@ class Config:
     n_head: int = 4                     # heads per block, each with a memory of its own
     n_embd: int = 128                   # model width
     n_hidden: int = 0                   # hidden width of the MLP (0 = 8/3 of n_embd, rounded up to a multiple of 32)
-    mixer: str = 'hope'                 # hope | hope_light | attention | ... (memory.py); or one per block
+    mixer: str = 'hope'                 # hope | hope_light (in presets) | attention | .. (memory.py); or one per block
     tile: int = 32                      # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
     gate_floor: float = 0.0             # a write gate below it is closed, forgetting below a hundredth of it is none
@@ -163,15 +163,15 @@ class Config:
 # launches; a small hope reads text as well with them (results/speed.md). titans, which takes smaller steps in longer
 # chunks, was not tried
 SIZES = {
-    # cpu: the defaults; 0.7 M parameters
-    'cpu': {},
+    # cpu: the defaults, with the memory that learns more a second; 0.7 M parameters
+    'cpu': dict(mixer='hope_light'),
     # fast: the same with attention in every second block, what the paper calls Hope-Attention; learns most per second
-    'fast': dict(mixer='hope,attention'),
+    'fast': dict(mixer='hope_light,attention'),
     # small: 29 M parameters
-    'small': dict(n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256),
+    'small': dict(mixer='hope_light', n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256),
     # gpt2: the size of GPT-2 124M
-    'gpt2': dict(n_layer=12, n_head=12, n_embd=768, block_size=1024, tile=64, memory_chunk=256, vocab_size=50257,
-                 tie_head=True),
+    'gpt2': dict(mixer='hope_light', n_layer=12, n_head=12, n_embd=768, block_size=1024, tile=64, memory_chunk=256,
+                 vocab_size=50257, tie_head=True),
 }
 
 

@@ -41,7 +41,7 @@ SHORT = dict(block_size=128, batch_size=32, max_steps=800, learning_rate=4e-3)
 MIDDLE = dict(block_size=512, batch_size=8, max_steps=500, learning_rate=2e-3)
 LONG = dict(block_size=2048, batch_size=2, max_steps=1000, learning_rate=2e-3)
 ROWS = dict(start_lr=0.1, eval_every=500)
-BASES = {'domains': [('', dict(learning_rate=4e-3))],
+BASES = {'domains': [('', dict(max_steps=2850, learning_rate=4e-3))],
          'languages': [(name, dict(data='languages') | ROWS | stage)
                        for name, stage in (('-short', SHORT), ('-middle', MIDDLE), ('', LONG))],
          'intents': [('-short', dict(data='intents') | ROWS | SHORT),

@@ -50,7 +50,7 @@ one_line_errors(first_to_fail)
 # for one GPU, twice over 28 million tokens of source, and gpt2, four times over 100 million of web text
 PRESETS = {
     'cpu': {},
-    'fast': dict(max_steps=3120),
+    'fast': dict(max_steps=3750),
     'small': dict(batch_size=64, max_steps=800, learning_rate=1e-3, eval_every=200, data='packages'),
     'gpt2': dict(batch_size=256, grad_accum=8, max_steps=1500, learning_rate=1e-3, warmup_steps=150, eval_every=250,
                  data='fineweb', tokenizer='gpt2'),
@@ -70,7 +70,7 @@ class Run:
     init_from: str = ''                 # a checkpoint to start from: model, tokenizer; lengths and clocks may differ
     preset: str = 'auto'                # cpu | fast | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
-    max_steps: int = 2850               # optimizer steps
+    max_steps: int = 3840               # optimizer steps
     batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     carry: int = 0                      # rows are as long as so many steps; the state goes on, its gradient does not
