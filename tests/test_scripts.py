@@ -99,7 +99,7 @@ def test_a_line_that_is_written_over_on_a_terminal_and_every_50th_that_stays(tex
     piped = capsys.readouterr().out
     stay = [('step', '50'), ('step', '100'), ('eval', '101')]
     assert re.findall(r'^(step|eval) +(\d+)/101 \|', piped, flags=re.M) == stay
-    assert re.search(r'^step +50/101 \| loss +\d.*bpb.*lr.*norm.*tok/s \| left 0:00:00$', piped, flags=re.M)
+    assert re.search(r'^step +50/101 \| loss +\d.*bpb.*lr.*norm.*tok/s \| left 0:\d\d:\d\d$', piped, flags=re.M)
     assert '\r' not in piped and '\033' not in piped
 
     monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
