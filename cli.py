@@ -345,7 +345,11 @@ def run_script(script, options):
     here = os.path.dirname(os.path.abspath(__file__))
     with subprocess.Popen([sys.executable, os.path.join(here, script), *words[1:]], stderr=subprocess.PIPE, text=True,
                           stdout=None if sys.stdout.isatty() else subprocess.DEVNULL) as process:
-        said = process.communicate()[1].splitlines()            # Ctrl-C reaches it too, and it may take time to save
+        try:
+            said = process.communicate()[1].splitlines()
+        except KeyboardInterrupt:               # which reaches it too, and it may take time to save
+            process.wait()
+            raise
     if process.returncode:
         said = (said or [f'exit code {process.returncode}'])[-1]
         raise UserError(f"python {shlex.join(words)} failed: {said.removeprefix('error: ')}")

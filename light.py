@@ -1,6 +1,6 @@
 """
 Hope's memory, made light: it writes itself where that costs little. Two linear recurrences in the place of a chain of
-chunks, so that training takes three quarters of hope's time on a CPU, and a fifth of its launches on a GPU.
+chunks, so that training takes three quarters of hope's time on a CPU, and a third of its launches on a GPU.
 
     paper: all layers of a memory are written, and memories generate keys, values and gates
     here:  the output layer is written, and a memory generates the gates
@@ -122,8 +122,9 @@ class LightMemory(MemoryLayer):
         return F.pad(self.out_0, (self.W.shape[2], 0))
 
     def init_state(self, batch_size, device=None):
-        """Nothing written yet."""
-        (H, m, d), options = self.W.shape, {'device': device, 'dtype': self.W.dtype}
+        """Nothing written yet. In training it requires a gradient, as later states do: one compiled graph for both."""
+        (H, m, d), options = self.W.shape, dict(
+            device=device, dtype=self.W.dtype, requires_grad=torch.is_grad_enabled())
         state = {'S': torch.zeros(batch_size, H, d, d + m, **options), 'place': 0,
                  'conv': torch.zeros(batch_size, len(self.conv) - 1, self.qkv.out_features, **options)}
         R = torch.zeros(batch_size, H, 2, d, **options)
@@ -132,13 +133,15 @@ class LightMemory(MemoryLayer):
     @torch.compiler.disable
     def opened(self, state, x):
         """
-        The state, where there is one. torch.compile stops here: so it makes code for one block, which all use, and not
-        for all of them at once, with every chunk of each, which would compile for minutes and be a tenth faster.
+        The state, where there is one; and whether x is few whole chunks. torch.compile stops here: so it makes code for
+        one block, which all use, and not for all of them at once, with every chunk of each, which would compile for
+        minutes and be a tenth faster.
         """
-        return state or self.init_state(len(x), x.device)
+        state, C = state or self.init_state(len(x), x.device), self.config.projection_chunk
+        return state, state['place'] == x.shape[1] % C == 0 and x.shape[1] <= UNROLLED * C
 
     def forward(self, x, state=None):
-        state = self.opened(state, x)
+        state, few = self.opened(state, x)
         q, k, v, tail = qkv_streams(self.qkv(x), self.conv, state['conv'], self.n_head)     # three of (B, H, T, d)
         alpha, beta = (at_least_float32(gate(x)).mT for gate in (self.alpha, self.beta))    # (B, T, H) -> (B, H, T)
         with torch.autocast(x.device.type, enabled=False):
@@ -146,8 +149,8 @@ class LightMemory(MemoryLayer):
             if self.gates_0 is None:
                 alpha, gates = retain(alpha, self.gate_floor), {'place': 0}
             else:
-                few = q.shape[2] <= UNROLLED * self.config.projection_chunk     # else a chunk alone is compiled
-                generate = self.generate_gates if few else torch.compiler.disable(self.generate_gates, recursive=False)
+                generate = self.generate_gates
+                generate = generate if few else torch.compiler.disable(generate, recursive=False)   # but for each chunk
                 alpha, beta, gates = generate(k, v, alpha, beta, state)
             y, S = self.write_and_read(q, k, v, alpha, beta, state['S'])
         return self.emit(y, x), gates | {'S': S, 'conv': tail.to(state['conv'].dtype)}
@@ -186,9 +189,9 @@ class LightMemory(MemoryLayer):
         """Forward FLOPs per token beyond the weights, half a tile's keys seen on average."""
         H, m, d = self.W.shape
         C = min(T, self.tile)
-        features = 4 * m * d + 4 * m * d + (0 if self.gates_0 is None else 6 * d)
-        state = 3 * 2 * d * (d + m)                                                 # write, erase, read
-        return H * (2 * features / 2 + state + C / 2 * 2 * (2 * (d + m) + 2 * d))   # k k^T, q k^T, the inverse, scores v
+        features = 8 * m * d + (0 if self.gates_0 is None else 12 * d)      # of q and k, read from the start; gates
+        state = 3 * 2 * d * (d + m)                                         # write, erase, read
+        return H * (features + state + 2 * C * (3 * d + m))                 # k k^T, q k^T, the inverse, scores v
 
 
 def gates_of_chunk(k, v, alpha, beta, R, G_xi, shift, floor, C):

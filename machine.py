@@ -129,7 +129,7 @@ def choose_compile(run, config, device):
     """
     if run.compile != 'auto':
         return run.compile == 'true', ''
-    few = 200 if {*SWITCHES} & {*config.mixers} else 1000           # steps that make up for the minute of compiling
+    few = 200 if {*SWITCHES} & {*config.mixers} else 1000       # steps that make up for the minute of compiling
     pays = device.startswith('cuda') or (       # ttt's chunks of 16 compile for minutes
         device == 'cpu' and run.max_steps >= few and 'ttt' not in config.mixers)
     if not pays or config.chunks or run.optimizer == 'dgd' or os.environ.get('NL_COMPILE') == '0':

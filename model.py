@@ -103,7 +103,7 @@ class Config:
         check(self.memory_read != 'start' or not deep or self.block_size > self.memory_chunk,
               '--memory_read=start reads nothing within a chunk: --block_size must be above --memory_chunk')
         for mixer in deep if 'hope' not in deep else ():
-            for name, value in SWITCHES[mixer].items():                 # what makes titans titans; of_block sees to it
+            for name, value in SWITCHES[mixer].items():             # what makes titans titans; of_block sees to it
                 check(getattr(self, name) in (value, getattr(Config, name)),    # a field's default is the class's
                       f'--{name}={getattr(self, name)} is for --mixer=hope; {mixer} has {name}={value}')
         check({'hope', 'hope_light'} & {*self.mixers} != {'hope_light'} or set(self.adaptive) <= {'g'}
@@ -143,7 +143,10 @@ class Config:
         """What one block's memory is built from: its own mixer, and the switches that this one has."""
         mixer, read = self.mixers[index], self.memory_read
         read = read if read != 'auto' else 'before' if 'hope' in mixer else 'after'         # as in the papers
-        return replace(self, mixer=mixer, **SWITCHES.get(mixer, {}), memory_read=read)
+        its = dict(memory_read=read) | SWITCHES.get(mixer, {})
+        if mixer == 'hope_light':                           # beside a hope that has switches which are not for it
+            its |= dict(adaptive='g' if 'g' in self.adaptive else '', memory_read='before' if read == 'start' else read)
+        return replace(self, mixer=mixer, **its)
 
     @property
     def n_level(self):

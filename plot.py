@@ -28,8 +28,8 @@ RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results')
 
 # one colour for each memory and for each kind of learner, mid-tones that stand out on white and on black; else grey
 GREY, RED, PINK, BLUE, GREEN, VIOLET, OCHRE = '#808890 #dc5a3c #d65a9c #3f86d8 #2f9e72 #a272d6 #b98a25'.split()
-COLOURS = {'hope': RED, 'hope_light': PINK, 'hope,attention': PINK, 'attention': BLUE, 'gated_deltanet': GREEN, 'titans': VIOLET,
-           'mamba2': OCHRE}
+COLOURS = {'hope': RED, 'hope_light': RED, 'hope,attention': PINK, 'hope_light,attention': PINK, 'attention': BLUE,
+           'gated_deltanet': GREEN, 'titans': VIOLET, 'mamba2': OCHRE}
 LEARNERS = {'finetune': ('fine-tuning', BLUE), 'ewc': ('EWC', GREEN), 'replay-1': ('replay of 1 %', OCHRE),
             'replay-5': ('replay of 5 %', OCHRE), 'clock': ('fast level alone', VIOLET),
             'hope-0': ('with the start', VIOLET), 'clocks': ('slow levels by clocks', VIOLET),

@@ -9,7 +9,8 @@ from model import Config, Hope
 
 def light_layer(**kwargs):
     torch.manual_seed(0)
-    small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4, 'tile': 3}
+    small = {'n_layer': 1, 'n_embd': 12, 'n_head': 2, 'block_size': 64, 'memory_hidden': 5, 'memory_chunk': 4,
+             'tile': 3}
     layer = Hope(Config(mixer='hope_light', **small | kwargs)).double().blocks[0].mixer
     with torch.no_grad():                       # away from the neutral start, so that everything has an effect
         for p in layer.parameters():
@@ -45,9 +46,9 @@ def test_each_token_moves_the_gates_of_later_chunks_alone():
     q, k, v = torch.randn(3, 1, 2, 12, 6, dtype=torch.float64)
     gates = torch.randn(2, 1, 2, 12, dtype=torch.float64)
     v.requires_grad_()
-    alpha, _, _ = layer.generate_gates(k, v, *gates, {**layer.init_state(1)})
+    alpha, beta, _ = layer.generate_gates(k, v, *gates, layer.init_state(1))
     for t in range(12):
-        moved = torch.autograd.grad(alpha[0, 0, t], v, retain_graph=True, allow_unused=True)[0]
+        moved = torch.autograd.grad(alpha[0, 0, t] + beta[0, 0, t], v, retain_graph=True, allow_unused=True)[0]
         reach = 0 if moved is None else (moved[0, 0].abs().sum(-1) > 0).sum().item()
         assert reach == t // 4 * 4, f'token {t} is moved by {reach}'
 
@@ -57,4 +58,24 @@ def test_each_token_moves_the_gates_of_later_chunks_alone():
 def test_what_only_hope_has_is_refused(switch):
     with pytest.raises(ValueError, match='--mixer=hope'):
         Config(mixer='hope_light', **switch)
-    Config(mixer='hope,hope_light', **switch | ({'block_size': 128} if 'memory_read' in switch else {}))
+    both = Hope(Config(mixer='hope,hope_light', n_embd=16, n_head=2, block_size=128, **switch))     # hope has it there
+    assert both(torch.arange(9)[None])[0].isfinite().all()
+
+
+def test_bfloat16_autocast_keeps_the_memory_in_float32():
+    torch.manual_seed(0)
+    model, idx = Hope(Config(mixer='hope_light', n_layer=1, n_embd=32, n_head=2, block_size=64)), torch.arange(64)[None]
+    with torch.autocast('cpu', torch.bfloat16):
+        _, loss, state = model(idx, idx)
+        loss.backward()
+    assert {s.dtype for s in state[0].values() if torch.is_tensor(s)} == {torch.float32}
+    assert all(p.grad.isfinite().all() for p in model.parameters())
+    assert abs(loss.item() - model(idx, idx)[1].item()) < 0.05
+
+
+def test_many_chunks_are_read_as_few():
+    """Above UNROLLED chunks torch.compile gets them one by one: the same numbers, uncompiled too."""
+    layer, _ = light_layer(memory_chunk=1)
+    x = torch.randn(1, 40, 12, dtype=torch.float64)
+    first, state = layer(x[:, :10])
+    assert_near('y', torch.cat([first, layer(x[:, 10:], state)[0]], dim=1), layer(x)[0], 1e-12)
