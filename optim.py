@@ -13,7 +13,7 @@ the stream of gradients, and every optimizer is a choice of what it stores, agai
     python optim.py             two races: the paper's toy surface, and a stream of orthogonal tasks
     python train.py --optimizer=m3      (adamw there is torch's, the numbers of the AdamW here in one fused kernel)
 
-Does NOT include: learning-rate schedules (train.py), closures that ask for several gradients, sparse gradients.
+Does NOT include: schedules (train.py), closures, sparse gradients. A new one: a MatrixOptimizer, and a name in MATRIX.
 
 Glossary
     paper       here        shape               meaning
