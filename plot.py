@@ -27,8 +27,9 @@ one_line_errors()
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results')
 
 # one colour for each memory and for each kind of learner, mid-tones that stand out on white and on black; else grey
-GREY, RED, PINK, BLUE, GREEN, VIOLET, OCHRE = '#808890 #dc5a3c #d65a9c #3f86d8 #2f9e72 #a272d6 #b98a25'.split()
-COLOURS = {'hope': RED, 'hope_light': RED, 'hope,attention': PINK, 'hope_light,attention': PINK, 'attention': BLUE,
+GREY, RED, PINK, BLUE, GREEN, VIOLET, OCHRE, TEAL = (
+    '#808890 #dc5a3c #d65a9c #3f86d8 #2f9e72 #a272d6 #b98a25 #2a9fb0'.split())
+COLOURS = {'hope': RED, 'hope_light': PINK, 'hope_light,attention': TEAL, 'attention': BLUE,
            'gated_deltanet': GREEN, 'titans': VIOLET, 'mamba2': OCHRE}
 LEARNERS = {'finetune': ('fine-tuning', BLUE), 'ewc': ('EWC', GREEN), 'replay-1': ('replay of 1 %', OCHRE),
             'replay-5': ('replay of 5 %', OCHRE), 'clock': ('fast level alone', VIOLET),
@@ -211,10 +212,11 @@ def draw_losses():
 
     def draw(ax, run, x):
         mixer = run.settings['mixer']
-        ends[ax].append((*draw_run(ax, run, x, COLOURS[mixer]), mixer.replace(',', ' with '), COLOURS[mixer]))
+        colour = COLOURS.get(mixer, GREY)
+        ends[ax].append((*draw_run(ax, run, x, colour), mixer.replace(',', ' with '), colour))
     for run in best_runs('rates-cpu/*.txt'):
         draw(left, run, lambda point: point['tokens'] / 1e6)
-    for run in best_runs('records-cpu/[8l]*/*-1.txt'):
+    for run in [*best_runs('records-cpu/8e-3/hope-1.txt'), *best_runs('records-cpu/light/*-1.txt')]:
         draw(right, run, lambda point: point['tokens'] / speed[run.settings['mixer']])
     left.set(ylabel='bits per byte', ylim=(1.25, 2.45), xlabel='million tokens', title='the same tokens, the same size')
     right.set(xlabel='seconds of training on two cores', title='the same time')
