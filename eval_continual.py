@@ -31,7 +31,6 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import sys
 import time
 from dataclasses import dataclass
@@ -257,12 +256,9 @@ def read_with(chunks, seed, path, checkpoint, enc):
         length = times * checkpoint['config']['block_size']
         out = os.path.join(args.out_dir, 'results', f'needles-{os.getpid()}.json')
         os.makedirs(os.path.dirname(out), exist_ok=True)
-        command = ['eval_niah.py', f'--out_dir={os.path.dirname(path)}', '--tasks=mk,mv,mq', f'--lengths={length}',
-                   f'--n={n}', f'--depths={2 if args.quick else 11}', f'--json={out}', f'--seed={seed}']
-        command += ['--learn', f'--cms_chunks={chunks}'] if chunks else []
-        done = subprocess.run([sys.executable, os.path.join(HERE, command[0]), *command[1:]], stdout=subprocess.DEVNULL)
-        if done.returncode:
-            raise UserError(f"python {' '.join(command)} failed")
+        options = dict(out_dir=os.path.dirname(path), tasks='mk,mv,mq', lengths=length, n=n,
+                       depths=2 if args.quick else 11, json=out, seed=seed)
+        run_script('eval_niah.py', options | (dict(learn='true', cms_chunks=chunks) if chunks else {}))
         found = {cell['task']: 100 * cell['score'] for cell in json.loads(read_file(out))['cells']}
         os.remove(out)
         reader = load_learner(checkpoint, chunks=chunks).eval() if chunks else load_model(checkpoint).eval()
