@@ -27,7 +27,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from kernels import at_least_float32, delta_rule, hidden, matmul_nt
-from memory import MemoryLayer, qkv_streams, recall_before, retain, unit, write_rate
+from memory import MemoryLayer, chunk_sizes, qkv_streams, recall_before, retain, unit, write_rate
 
 LIGHT = {'hope_light': dict(self_values=False, objective='dot', dgd=True, memory_momentum=False, forget=True)}
 UNROLLED = 16               # chunks of gates that are compiled as one piece of code: more compile for minutes
@@ -149,8 +149,7 @@ class LightMemory(MemoryLayer):
             if self.gates_0 is None:
                 alpha, gates = retain(alpha, self.gate_floor), {'place': 0}
             else:
-                generate = self.generate_gates
-                generate = generate if few else torch.compiler.disable(generate, recursive=False)   # but for each chunk
+                generate = self.generate_gates if few else self.generate_many_gates
                 alpha, beta, gates = generate(k, v, alpha, beta, state)
             y, S = self.write_and_read(q, k, v, alpha, beta, state['S'])
         return self.emit(y, x), gates | {'S': S, 'conv': tail.to(state['conv'].dtype)}
@@ -160,10 +159,9 @@ class LightMemory(MemoryLayer):
         1, 4   The gates, chunk by chunk; no token waits for another, and there are two numbers for each.
         k, v (B, H, T, d), alpha, beta (B, H, T) before the sigmoid -> retention, the write gate before it, new state
         """
-        o, T, C = self.config, k.shape[2], self.config.projection_chunk
+        o, C = self.config, self.config.projection_chunk
         R, R_xi, place, gates = state['R'], state['R_xi'], state['place'], []
-        first = min(-place % C, T)                                  # up to the chunk's end, then whole chunks, the rest
-        sizes = [first] * (first > 0) + [C] * ((T - first) // C) + [(T - first) % C] * ((T - first) % C > 0)
+        sizes = chunk_sizes(k.shape[2], C, place)
         for part in zip(*(x.split(sizes, dim=2) for x in (k, v, alpha, beta))):
             *gate, R = gates_of_chunk(*part, R, self.gates_0 + R_xi, self.beta_shift[:, 1:], o.gate_floor, C)
             gates.append(gate)
@@ -171,6 +169,8 @@ class LightMemory(MemoryLayer):
             R_xi = R if place == 0 else R_xi
         alpha, beta = (torch.cat(x, dim=2) for x in zip(*gates))
         return alpha, beta, {'R': R, 'R_xi': R_xi, 'place': place}
+
+    generate_many_gates = torch.compiler.disable(generate_gates, recursive=False)       # each chunk compiled for itself
 
     def write_and_read(self, q, k, v, alpha, beta, S):
         """2, 3   y (B, H, T, d) and the new S; q, k, v (B, H, T, d), alpha (B, H, T), beta before its sigmoid."""

@@ -79,18 +79,26 @@ def remember(rule, q, k, v, alpha, beta, state, tile):
 
     # ttt: what is written depends on the memory at its chunk's start, so the chunks are read one after the other
     S, S_xi, place, y = state['S'], state['S_xi'], state['place'], []
-    T, t = k.shape[2], 0
-    while t < T:
-        part = slice(t, t + min(TTT_CHUNK - place, T - t))          # up to the chunk's end
+    sizes = chunk_sizes(k.shape[2], TTT_CHUNK, place)
+    for q, k, v, c in zip(*(x.split(sizes, dim=2) for x in (q, k, v, c))):
         with torch.autocast(k.device.type, enabled=False):
-            k_part = at_least_float32(k[:, :, part])
-            e = v[:, :, part] - k_part @ S_xi.mT.to(k_part.dtype)   # (B, H, C, Dk) x (B, H, Dk, Dv) -> (B, H, C, Dv)
-        y_part, S = delta_rule(q[:, :, part], k[:, :, part], e, a, b, c[:, :, part], S, TTT_CHUNK)
+            k_part = at_least_float32(k)
+            e = v - k_part @ S_xi.mT.to(k_part.dtype)               # (B, H, C, Dk) x (B, H, Dk, Dv) -> (B, H, C, Dv)
+        y_part, S = delta_rule(q, k, e, a, b, c, S, TTT_CHUNK)
         y.append(y_part)
-        place = (place + part.stop - t) % TTT_CHUNK
-        t = part.stop
+        place = (place + k.shape[2]) % TTT_CHUNK
         S_xi = S if place == 0 else S_xi
     return torch.cat(y, dim=2), {'S': S, 'S_xi': S_xi, 'place': place}
+
+
+def chunk_sizes(T, C, place, n=1):
+    """
+    The parts in which T tokens are read, the first of them `place` tokens into a chunk of C: up to that chunk's end,
+    whole chunks, n at a time, of which there must be a multiple, and the rest.
+    """
+    first = min(-place % C, T)
+    whole, rest = divmod(T - first, C)
+    return [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
 
 
 def write_rate(x, floor, offset=0):

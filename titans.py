@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from kernels import at_least_float32, delta_rule, hidden, matmul_nt, mlp_memory, mlp_memory_grad
-from memory import MemoryLayer, qkv_streams, recall_before, retain, unit, write_rate
+from memory import MemoryLayer, chunk_sizes, qkv_streams, recall_before, retain, unit, write_rate
 
 TITANS = dict(adaptive='', self_values=False, objective='l2', dgd=False)        # fields of Config
 DEEP = {'hope': {}, 'titans': TITANS | {'memory_momentum': True}, 'ttt_mlp': TITANS | {'forget': False}}
@@ -397,12 +397,11 @@ def parts(o, B, T, place, device):
     GPU, where nobody has measured it.
     """
     C, n = o.memory_chunk, 1
-    first = min(-place % C, T)
-    whole, rest = divmod(T - first, C)
     if o.projection_chunk == C and device.type == 'cpu':
+        whole = chunk_sizes(T, C, place).count(C)
         n = max(1, min(256 // (B * C), whole // 16))
         n = n if whole % n == 0 else 1
-    return [first] * (first > 0) + whole // n * [n * C] + [rest] * (rest > 0)
+    return chunk_sizes(T, C, place, n)
 
 
 def several_chunks(weights, qkv, alpha, beta, mu, state, fresh):
