@@ -65,7 +65,7 @@ def head_ref(layer, i, q, k, v, ax, bx):
             G_xi = G
 
         # 1   alpha = sigmoid(a.x + G_xi[0].k)     beta = sigmoid(b.x + G_xi[1].k)
-        g = (0, 0) if G is None else G_xi @ k[t]
+        g = (0, 0) if G is None else o.gate_gain * (G_xi @ k[t])
         alpha, beta = retain(ax[t] + g[0], o.gate_floor), bx[t] + g[1] + shift[0]
 
         # 2   y = M(q), before the token is written
@@ -113,7 +113,7 @@ class LightMemory(MemoryLayer):
         """As hope's (titans.py): keys of norm 1 give pre-activations of size 1, and nothing is answered at first."""
         self.W.normal_()
         self.out_0.zero_()
-        self.beta_shift[:, 0], self.beta_shift[:, 1] = 0, -3
+        self.beta_shift[:, 0], self.beta_shift[:, 1] = 0, max(-3, self.config.generate_shift)
         if self.gates_0 is not None:
             self.gates_0.zero_()
 
@@ -163,7 +163,7 @@ class LightMemory(MemoryLayer):
         R, R_xi, place, gates = state['R'], state['R_xi'], state['place'], []
         sizes = chunk_sizes(k.shape[2], C, place)
         for part in zip(*(x.split(sizes, dim=2) for x in (k, v, alpha, beta))):
-            *gate, R = gates_of_chunk(*part, R, self.gates_0 + R_xi, self.beta_shift[:, 1:], o.gate_floor, C)
+            *gate, R = gates_of_chunk(o, *part, R, self.gates_0 + R_xi, self.beta_shift[:, 1:])
             gates.append(gate)
             place = (place + part[0].shape[2]) % C
             R_xi = R if place == 0 else R_xi
@@ -194,15 +194,16 @@ class LightMemory(MemoryLayer):
         return H * (features + state + 2 * C * (3 * d + m))                 # k k^T, q k^T, the inverse, scores v
 
 
-def gates_of_chunk(k, v, alpha, beta, R, G_xi, shift, floor, C):
+def gates_of_chunk(o, k, v, alpha, beta, R, G_xi, shift):
     """
-    What the rows G_xi (B, H, 2, d) make of the gates of a chunk of C tokens, or of a part of one, and what is written:
+    What the rows G_xi (B, H, 2, d) make of the gates of a chunk, or of a part of one, and what is written; o: Config.
     k, v (B, H, c, d), alpha, beta (B, H, c), R (B, H, 2, d) -> alpha, beta (B, H, c), R
     """
     at_k, at_v = matmul_nt(k, G_xi), matmul_nt(v, G_xi)                                 # (.., c, d) x (.., d, 2)
-    alpha, beta = retain(alpha + at_k[..., 0], floor), beta + at_k[..., 1]
+    alpha = retain(alpha + o.gate_gain * at_k[..., 0], o.gate_floor)
+    beta = beta + o.gate_gain * at_k[..., 1]
     g = alpha.clamp(min=1e-12).log().cumsum(-1)                                         # (B, H, c)
-    rate = 2 / C * write_rate(beta, floor, shift) * (g[..., -1:] - g).exp()
+    rate = 2 / o.projection_chunk * write_rate(beta, o.gate_floor, shift) * (g[..., -1:] - g).exp()
     wrote = (rate[..., None] * (torch.tanh(at_v) - at_k)).mT @ k                        # (.., 2, c) x (.., c, d)
     return alpha, beta, g[..., -1:, None].exp() * R + wrote
 
@@ -215,7 +216,8 @@ def main():
     from types import SimpleNamespace
     torch.manual_seed(0)
     config = dict(n_head=2, n_embd=16, conv_width=4, tile=8, projection_chunk=16, memory_hidden=0, adaptive='g',
-                  memory_read='before', negative_eigenvalues=False, gate_floor=0.0)           # Config's defaults
+                  memory_read='before', negative_eigenvalues=False, gate_floor=0.0, generate_shift=-8.0,
+                  gate_gain=1.0)                                                              # Config's defaults
     print('100 tokens in float64, the largest difference between the equations, token by token, and the fast form')
     for switches in ({}, {'memory_read': 'after'}, {'adaptive': ''}, {'negative_eigenvalues': True}):
         layer, x = LightMemory(SimpleNamespace(**config | switches)).double(), torch.randn(100, 16).double()

@@ -58,6 +58,8 @@ class Config:
     memory_chunk: int = 64              # tokens that are generated from the same state of the memory
     projection_chunk: int = 0           # the same for the memories that make keys, values and gates (0 = memory_chunk)
     adaptive: str = 'g'                 # which of k, v, q and the gates (g) come from memories written while reading
+    generate_shift: float = -8.0        # added to their write gate, before the sigmoid, to begin with; -3 or more for g
+    gate_gain: float = 1.0              # what they say of a gate counts so many times
     self_values: bool = True            # a memory makes the values it stores
     objective: str = 'dot'              # dot | l2 (the error at the chunk's start)
     dgd: bool = True                    # Delta Gradient Descent: erase the old answer to a key before writing

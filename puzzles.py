@@ -13,6 +13,8 @@ Puzzles: small tasks that a program of a few lines solves, one for each skill on
     s3 s5               the product of permutations so far: state tracking          Liu 2023, Merrill 2024
     shift               a language that changes within a row, unmarked              for memories that write their rules
     hop-1 hop-2 hop-3   where is it? over one to three shuffled facts               after BABILong's qa1 to qa3
+    names               what is told of a thing by one name, asked by another       for memories that write their keys
+    trust               what honest speakers say, who are named in the row          ... and their gates
 
     python puzzles.py                           a row of each, what is asked below it, and chance
     python train.py --data=parity               trains on one
@@ -391,13 +393,65 @@ class Hops(Puzzle):
         return ''.join(pairs).ljust(T, END), ''.join(answers)
 
 
+class Names(Puzzle):
+    """
+    Four things have two names each. A row's first third says which belong together, the second tells a value of each
+    thing by one name, the last asks for two of the values, by either name:
+
+        ma .. kb jd .. lc       kX .. jY mX lZ      .. dY .. mX
+
+    One block can tell it only if its memory, when it writes the key k, has learned in the row that b is meant. Chance
+    1/8; some 2/5 for a guess among the values told, 7/10 for whom one of the names is as good as none.
+    """
+    asked, shortest = 'values', 48
+    symbols = LOWER[:16] + UPPER[:8] + END
+
+    def row(self, T, rng):
+        pairs, answers, third = [2 * END] * (T // 2), [' '] * T, T // 6
+        names, others = rng.sample(LOWER[:8], 4), rng.sample(LOWER[8:16], 4)
+        values = dict(zip(others, rng.choices(UPPER[:8], k=4)))
+        for start, told in enumerate((zip(others, names), values.items())):
+            for place, pair in zip(rng.sample(range(start * third, (start + 1) * third), 4), told):
+                pairs[place] = ''.join(pair)
+        for place, (name, other) in zip(rng.sample(range(2 * third, T // 2), 2), zip(names, others)):
+            pairs[place], answers[2 * place] = rng.choice((name, other)) + values[other], values[other]
+        return ''.join(pairs).ljust(T, END), ''.join(answers)
+
+
+class Trust(Puzzle):
+    """
+    A row begins with who of eight speakers is honest (+), and who is not. Then each of four keys is given a value by one
+    who is and another by one who is not, in any order and at gaps; the honest one is asked for:
+
+        a+ c- b- d+ ..      ckX .. akY dmY .. bmZ       mY kY
+
+    One block can tell it only if its memory has learned in the row whose words to write. Chance 1/8; 1/2 for a guess
+    between the two.
+    """
+    asked, shortest = 'values', 48
+    symbols = LOWER[:16] + UPPER[:8] + '+-' + END
+
+    def row(self, T, rng):
+        speakers, keys = rng.sample(LOWER[:8], 8), rng.sample(LOWER[8:16], 4)
+        said = [(key, *rng.sample(UPPER[:8], 2)) for key in keys]               # what is true comes first
+        words = [rng.choice(speakers[4 * i:4 * i + 4]) + key + values[i] for key, *values in said for i in (0, 1)]
+        marks = [name + ('+' if i < 4 else '-') for i, name in enumerate(speakers)]
+        words += [END] * rng.randint(0, T - self.shortest)
+        for part in (words, marks, said):
+            rng.shuffle(part)
+        start = ''.join(marks + words)
+        asked = ''.join(key + true for key, true, _ in said)
+        answers = ' ' * len(start) + ''.join(true + ' ' for _, true, _ in said)
+        return (start + asked).ljust(T, END), answers.ljust(T)
+
+
 # of --data and --task; recall, which takes a number of pairs, is made where it is needed
 PUZZLES = {
     'in-context-recall': InContextRecall, 'fuzzy-recall': FuzzyRecall, 'noisy-recall': NoisyRecall,
     'selective-copying': SelectiveCopying, 'compression': Compression, 'memorisation': Memorisation,
     'parity': Parity, 'aa': AA, 'abab': ABAB, 'anbn': AnBn, 'anbncn': AnBnCn, 'shuffle-2': Shuffle2,
     's3': partial(Permutations, 3), 's5': partial(Permutations, 5), 'shift': Shift,
-    'hop-1': partial(Hops, 1), 'hop-2': partial(Hops, 2), 'hop-3': partial(Hops, 3),
+    'hop-1': partial(Hops, 1), 'hop-2': partial(Hops, 2), 'hop-3': partial(Hops, 3), 'names': Names, 'trust': Trust,
 }
 
 

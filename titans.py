@@ -83,7 +83,7 @@ def head_ref(layer, i, q, z, v, ax, bx, mu):
         # 1   k = unit(M_k,ξ(z))     v = unit(M_v,ξ(v))     α = sigmoid(a·x + g_α,ξ·z)     β = sigmoid(b·x + g_β,ξ·z)
         own = {'k': z[t], 'v': v[t], 'q': q[t]}
         own |= {name: unit(M(ξ, name, own[name])[0]) for name in names}
-        g = ξ['in', 'gates'] @ z[t] if 'g' in o.adaptive else (0, 0)
+        g = o.gate_gain * (ξ['in', 'gates'] @ z[t]) if 'g' in o.adaptive else (0, 0)
         α, β_logit = retain(ax[t] + g[0], o.gate_floor) if o.forget else 1, bx[t] + g[1]
         k, before = own['k'], dict(W)
 
@@ -163,7 +163,8 @@ class DeepMemory(MemoryLayer):
         self.W2_0.normal_()             # a key of norm 1 gives pre-activations of size 1
         self.out_0.zero_()              # an answer from the start, the same for all keys, hides what is recalled
         # those that generate hardly move at first: a key that moves from the start is no key
-        self.beta_shift[:, 0], self.beta_shift[:, 1], self.beta_shift[:, 2:] = -3, 0, -8
+        shift = self.config.generate_shift
+        self.beta_shift[:, 0], self.beta_shift[:, 1], self.beta_shift[:, 2:] = max(-3, shift), 0, shift
         mu = (None, None) if self.mu is None else (self.mu.weight, self.mu.bias)                    # momentum 0.12
         for p, value in ((self.gates_0, 0), (self.blend, 0.1), (mu[0], 0), (mu[1], -2)):
             if p is not None:
@@ -269,7 +270,7 @@ def generate(weights, xi, qkv, alpha, beta, tail):
     q, z, v, tail = qkv_streams(qkv, weights.conv, tail, o.n_head)
     v = unit(v)
     if 'g' in o.adaptive:
-        shift = few_rows(z, xi['W2'][:, :, -2:])                                    # (B, H, C, 2)
+        shift = o.gate_gain * few_rows(z, xi['W2'][:, :, -2:])                      # (B, H, C, 2)
         alpha, beta = alpha + shift[..., 0] if o.forget else None, beta + shift[..., 1]
     streams, names = {'q': q, 'k': z, 'v': v}, generated(o)
     if names:
@@ -432,7 +433,8 @@ def main():
     torch.manual_seed(0)
     config = dict(n_head=2, n_embd=16, conv_width=4, tile=8, memory_chunk=16, projection_chunk=16, memory_hidden=0,
                   adaptive='g', self_values=True, objective='dot', dgd=True, forget=True, memory_momentum=False,
-                  memory_read='before', negative_eigenvalues=False, gate_floor=0.0)          # Config's defaults
+                  memory_read='before', negative_eigenvalues=False, gate_floor=0.0, generate_shift=-8.0,
+                  gate_gain=1.0)                                                             # Config's defaults
     print('100 tokens in float64, the largest difference between the cell on the blackboard and chunks of 16')
     for mixer, switches in DEEP.items():
         layer, x = DeepMemory(SimpleNamespace(**config | switches)).double(), torch.randn(100, 16).double()

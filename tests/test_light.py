@@ -19,7 +19,8 @@ def light_layer(**kwargs):
 
 
 @pytest.mark.parametrize('switch', [{}, {'adaptive': ''}, {'memory_read': 'after'}, {'negative_eigenvalues': True},
-                                    {'gate_floor': 0.45}, {'memory_chunk': 1}, {'projection_chunk': 8}], ids=str)
+                                    {'gate_floor': 0.45}, {'gate_gain': 8.0}, {'memory_chunk': 1},
+                                    {'projection_chunk': 8}], ids=str)
 def test_fast_form_equals_token_loop(switch):
     """Outputs, and the gradients of the input and of every parameter, of two sequences."""
     layer, x = light_layer(**switch)
