@@ -48,7 +48,13 @@ FINDERS = {'hope': (HOPE, 3, 0.2, ('near', 'far'), 33),
            'attention': (dict(mixer='attention', n_hidden=400), 2, 0.0, ('near',), 33)}
 
 # states: formal languages, and how long race.py trains on their words
+TURNS = dict(negative_eigenvalues='true')
 WORDS = {'parity': dict(max_steps=200)} | dict.fromkeys(('aa', 'abab'), dict(max_steps=100, batch_size=4, length=16))
+
+# writing: puzzles for memories that write their keys and gates, and the same size without such
+TOLD = {'names': dict(task='names', length=48, memory_chunk=8), 'trust': dict(task='trust', length=64, memory_chunk=16)}
+TOLD = {task: its | dict(mixers='hope', batch_size=64, max_steps=400, eval_every=100) for task, its in TOLD.items()}
+WRITERS = (('', dict(adaptive='kvg', generate_shift=3, gate_gain=8)), ('-fixed', dict(adaptive='', n_hidden=235)))
 
 
 # -----------------------------------------------------------------------------
@@ -120,19 +126,19 @@ def needles(folder, seeds, quick):
     return found
 
 
-def raced(folder, seeds, quick):
-    """Of words of formal languages the share that is right, at one, two and eight times the training length."""
-    found = {}
-    for task, given in WORDS.items():
-        for turns, own in (('', dict(mixers='lstm,hope')),
-                           ('-turns', dict(mixers='hope', negative_eigenvalues='true'))):
-            options = dict(task=task, n_layer=1, stop_at=2, seed=seeds[0], seeds=len(seeds)) | given | own
+def raced(races):
+    """Shares right at one, two and eight times the training length, of whole words if there are any."""
+    def measure(folder, seeds, quick):
+        found = {}
+        for name, options in races.items():
+            options = dict(n_layer=1, stop_at=2, seed=seeds[0], seeds=len(seeds)) | options
             options |= dict(max_steps=4, eval_every=4, batch_size=4, n_embd=16) if quick else {}
-            for run in written('race.py', options, f'{folder}/{task}{turns}.json')['runs']:
+            for run in written('race.py', options, f'{folder}/{name}.json')['runs']:
                 for times in ('1', '2', '8'):
-                    what = f"{run['mixer']}{turns}, {task}, {times}x"
-                    found.setdefault(what, []).append(run['right'][times]['whole words'])
-    return found
+                    share = [*run['right'][times].values()][-1]
+                    found.setdefault(f"{run['mixer']}, {name}, {times}x", []).append(share)
+        return found
+    return measure
 
 
 def in_turn(whats, readings, **tiny):
@@ -191,6 +197,10 @@ CLAIMS = {
         lower=True,
         measure=trained(THEN | HOPE, {'hope': {}, 'fixed': dict(n_hidden=341, adaptive='')}),
         compare=before('hope', 'fixed')),
+    'writing': dict(
+        says='... where the row itself says what is to be written, in one block', row='says what to write', first=0,
+        seeds=3, measure=raced({f'{task}{name}': its | own for task, its in TOLD.items() for name, own in WRITERS}),
+        compare=[(f'{task} with before without', f'hope, {task}, 1x', f'hope, {task}-fixed, 1x') for task in TOLD]),
     'parts': dict(
         says='erasing, forgetting and a hidden layer that is read within the chunk make it better',
         row='erasing, forgetting', lower=True,
@@ -239,7 +249,9 @@ CLAIMS = {
         compare=before('1,2,4,8', '1') + before('1,4,16,64', '1')),
     'states': dict(
         says='it tracks states as an LSTM does, beyond the length of training', row='tracks states', first=0,
-        measure=raced, compare=above(0.9, *(f'hope-turns, {task}, {times}x' for task in WORDS for times in (2, 8)))),
+        measure=raced({task: dict(task=task, mixers='lstm,hope') | its for task, its in WORDS.items()}
+                      | {f'{task}-turns': dict(task=task, mixers='hope') | TURNS | its for task, its in WORDS.items()}),
+        compare=above(0.9, *(f'hope, {task}-turns, {times}x' for task in WORDS for times in (2, 8)))),
     'optimizers': dict(
         says='the optimizer is a memory: M3 before Muon before AdamW', row='is a memory: M3', seeds=3, lower=True,
         measure=trained(THEN | HOPE | dict(n_hidden=352, batch_size=2, max_steps=300, eval_every=300), {

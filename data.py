@@ -178,9 +178,12 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc
 
 
 def weights_for(marks, share):
-    """Weights of mean 1 for a batch's tokens: those marked, marks (n, T) bool, have that share of the loss together."""
-    marked = marks.float().mean()
-    weights = torch.where(marks, share / marked, (1 - share) / (1 - marked))
+    """
+    Weights of mean 1 for a batch's tokens: those marked have that share of the loss together. marks (n, T): 0 or False,
+    or how much a token counts among those marked.
+    """
+    marked = (marks > 0).float().mean()
+    weights = torch.where(marks > 0, share * marks / marks.float().mean(), (1 - share) / (1 - marked))
     return weights / weights.mean()                     # should there be none at all
 
 

@@ -48,6 +48,7 @@ FORMS = {'short': dict(number=4, code=8, adjectives=False),
 LESSONS = (0.1, 0.2, 0.3)               # the shares of training at which the lessons with 1, 2 and 4 keys end
 ROWS = {'text': 0.2, 'drill': 0.2, 'tasks': 0.6}                # the shares of a training batch after that
 ANSWERS_WEIGH = 0.8                     # the share of a batch's loss that its answers have
+FIRST_WEIGHS = 4                        # of them a value's first token, the one that takes a key, for one of the others
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,7 @@ class Example:
     needles: list                       # [(depth, token ids)]: depth 0 is where the haystack starts, 1 where it ends
     question: np.ndarray                # token ids; it ends in the first words of the answer
     answer: np.ndarray                  # token ids of a right answer
+    weights: np.ndarray                 # of these, in training
     golds: list                         # the values asked for, in the order of the answer
     depths: list                        # the depth of each gold's needle
     prompt: np.ndarray = None           # token ids: end of text, the haystack with its needles, the question
@@ -93,7 +95,8 @@ class Needles:
         self.enc, self.form, self.text = enc, FORMS[form], Text(text)
         text = text[text != enc.eot_token]
         # needles go where a word begins, in the noise where its line does
-        begins = np.array([word[:1] in (b' ', b'\n') for word in vocabulary(enc)])[text]
+        self.bytes_of = vocabulary(enc)
+        begins = np.array([word[:1] in (b' ', b'\n') for word in self.bytes_of])[text]
         noise = self.tokens(NOISE)
         if not begins.any():
             raise UserError('the text has no spaces, so there is no place in it for a needle')
@@ -102,6 +105,16 @@ class Needles:
 
     def tokens(self, words):
         return encode(self.enc, words.encode()).astype(np.int64)
+
+    def weighed(self, words, values):
+        """The tokens of words, in which the values stand in this order, and their weights in training."""
+        tokens, at = self.tokens(words), [0]
+        for value in values:
+            at.append(words.index(value, at[-1]))
+        ends = np.cumsum([len(self.bytes_of[token]) for token in tokens])
+        weights = np.ones(len(tokens), np.float32)
+        weights[np.searchsorted(ends, at[1:], side='right')] = FIRST_WEIGHS
+        return tokens, weights
 
     def keys(self, n, rng):
         nouns = rng.sample(NOUNS, n)
@@ -149,7 +162,7 @@ class Needles:
         more = [f', {value}' if t.n_values > 1 else f', of {key} is {value}'
                 for key, value in zip(asked * t.n_values, golds)][1:]
         answer = f" {golds[0]}{''.join(more)}."
-        return Example(needles, self.tokens(question), self.tokens(answer), golds, depths[:len(golds)])
+        return Example(needles, self.tokens(question), *self.weighed(answer, golds), golds, depths[:len(golds)])
 
     def hay(self, haystack, n, rng):
         """n tokens of a haystack, from the start of a word on, and the places in them at which a needle may go."""
@@ -187,7 +200,7 @@ class Needles:
         return self.hide(task, example, n_hay, rng)
 
     def task_row(self, n, rng):
-        """Examples of random tasks, as many as fit into n tokens -> [(token ids, is an answer)]."""
+        """Examples of random tasks, as many as fit into n tokens -> [(token ids, 0 or, of an answer, its weights)]."""
         parts, eot = [], np.array([self.enc.eot_token])
         while True:
             for task in rng.sample(list(TASKS), len(TASKS)):
@@ -199,7 +212,7 @@ class Needles:
                 return parts
             # short haystacks are as frequent as long ones: more answers in a row, and the first ones to be learned
             prompt = self.hide(task, example, int((room + 1) ** rng.random()) - 1, rng).prompt
-            parts += [(prompt[1:], False), (example.answer, True), (eot, True)]
+            parts += [(prompt[1:], 0), (example.answer, example.weights), (eot, 1)]
             n -= len(prompt) + len(example.answer)
 
     def drill_row(self, n, rng, n_keys=0):
@@ -216,8 +229,9 @@ class Needles:
         while n > 0:
             key = rng.choice(list(values))
             hay = self.hay('text', int(gap ** rng.random()) - 1, rng)[0]
-            cue, value = self.tokens(f' The secret {kind} of {key} is'), self.tokens(f' {values[key]}.')
-            parts += [(hay, False), (cue, False), (value, key in told)]
+            cue = self.tokens(f' The secret {kind} of {key} is')
+            value, weights = self.weighed(f' {values[key]}.', [values[key]])
+            parts += [(hay, 0), (cue, 0), (value, weights if key in told else 0)]
             n -= len(hay) + len(cue) + len(value)
             told.add(key)
         return parts
@@ -226,23 +240,24 @@ class Needles:
         """
         Rows to train on: text, drills, and examples of the tasks at random lengths, by the shares in ROWS; before that,
         by progress (the share of training that is done), the lessons.
-        -> idx, targets (n, T) int64, weights (n, T) float32 of mean 1: answers together weigh ANSWERS_WEIGH, all else
-        the rest. A row depends on generator and progress alone.
+        -> idx, targets (n, T) int64, weights (n, T) float32 of mean 1: answers together weigh ANSWERS_WEIGH, in them the
+        first token of a value FIRST_WEIGHS times as much as others; all else the rest. A row depends on generator and
+        progress alone.
         """
         rows, marks = [], []
         n_keys = next((2 ** i for i, end in enumerate(LESSONS) if progress < end), 0)
         for seed in torch.randint(2 ** 62, (n,), generator=generator).tolist():
             rng = random.Random(seed)
             kind, = ['drill'] if n_keys else rng.choices(list(ROWS), ROWS.values())
-            parts = [(np.array([self.enc.eot_token]), False)]
+            parts = [(np.array([self.enc.eot_token]), 0)]
             if kind == 'tasks':
                 parts += self.task_row(T, rng)
             if kind == 'drill':
                 parts += self.drill_row(T, rng, n_keys)
             left = T + 1 - sum(len(tokens) for tokens, _ in parts)
-            parts.append((self.hay('text', max(0, left), rng)[0], False))
+            parts.append((self.hay('text', max(0, left), rng)[0], 0))
             rows.append(np.concatenate([tokens for tokens, _ in parts])[:T + 1])
-            marks.append(np.concatenate([np.full(len(tokens), answer) for tokens, answer in parts])[1:T + 1])
+            marks.append(np.concatenate([np.full(len(tokens), weigh, np.float32) for tokens, weigh in parts])[1:T + 1])
         rows, marks = torch.from_numpy(np.stack(rows).astype(np.int64)), torch.from_numpy(np.stack(marks))
         return rows[:, :-1].contiguous(), rows[:, 1:].contiguous(), weights_for(marks, ANSWERS_WEIGH)
 
