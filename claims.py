@@ -48,13 +48,15 @@ FINDERS = {'hope': (HOPE, 3, 0.2, ('near', 'far'), 33),
            'attention': (dict(mixer='attention', n_hidden=400), 2, 0.0, ('near',), 33)}
 
 # states: formal languages, and how long race.py trains on their words
-TURNS = dict(negative_eigenvalues='true')
-WORDS = {'parity': dict(max_steps=200)} | dict.fromkeys(('aa', 'abab'), dict(max_steps=100, batch_size=4, length=16))
+CIRCLE = dict(batch_size=4, length=16, stop_at=2)
+WORDS = {'parity': dict(task='parity', stop_at=2), 'aa': CIRCLE | dict(task='aa'), 'abab': CIRCLE | dict(task='abab')}
 
-# writing: puzzles for memories that write their keys and gates, and the same size without such
-TOLD = {'names': dict(task='names', length=48, memory_chunk=8), 'trust': dict(task='trust', length=64, memory_chunk=16)}
-TOLD = {task: its | dict(mixers='hope', batch_size=64, max_steps=400, eval_every=100) for task, its in TOLD.items()}
-WRITERS = (('', dict(adaptive='kvg', generate_shift=3, gate_gain=8)), ('-fixed', dict(adaptive='', n_hidden=235)))
+# writing: puzzles for memories that write their keys or gates, and of the same size those that do not
+OPEN = dict(mixers='hope', batch_size=64, max_steps=400, eval_every=100, generate_shift=3, gate_gain=8)
+NAMES = OPEN | dict(task='names', length=48, memory_chunk=8)
+TRUST = OPEN | dict(task='trust', length=64, memory_chunk=16, max_steps=500)
+WRITERS = {'names': NAMES | dict(adaptive='kvg'), 'names-fixed': NAMES | dict(adaptive='', n_hidden=235),
+           'trust': TRUST | dict(adaptive='g'), 'trust-fixed': TRUST | dict(adaptive='')}
 
 
 # -----------------------------------------------------------------------------
@@ -131,12 +133,13 @@ def raced(races):
     def measure(folder, seeds, quick):
         found = {}
         for name, options in races.items():
-            options = dict(n_layer=1, stop_at=2, seed=seeds[0], seeds=len(seeds)) | options
+            options = dict(n_layer=1, seed=seeds[0], seeds=len(seeds)) | options
             options |= dict(max_steps=4, eval_every=4, batch_size=4, n_embd=16) if quick else {}
             for run in written('race.py', options, f'{folder}/{name}.json')['runs']:
                 for times in ('1', '2', '8'):
-                    share = [*run['right'][times].values()][-1]
-                    found.setdefault(f"{run['mixer']}, {name}, {times}x", []).append(share)
+                    right = run['right'][times]
+                    what = f"{run['mixer']}, {name}, {times}x"
+                    found.setdefault(what, []).append(right.get('whole words', right.get('values')))
         return found
     return measure
 
@@ -198,9 +201,10 @@ CLAIMS = {
         measure=trained(THEN | HOPE, {'hope': {}, 'fixed': dict(n_hidden=341, adaptive='')}),
         compare=before('hope', 'fixed')),
     'writing': dict(
-        says='... where the row itself says what is to be written, in one block', row='says what to write', first=0,
-        seeds=3, measure=raced({f'{task}{name}': its | own for task, its in TOLD.items() for name, own in WRITERS}),
-        compare=[(f'{task} with before without', f'hope, {task}, 1x', f'hope, {task}-fixed, 1x') for task in TOLD]),
+        says='... where the text itself says what is to be written, in one block', row='says what to write', first=0,
+        seeds=3, measure=raced(WRITERS),
+        compare=[pair for task in ('names', 'trust')
+                 for pair in before(f'hope, {task}, 1x', f'hope, {task}-fixed, 1x')]),
     'parts': dict(
         says='erasing, forgetting and a hidden layer that is read within the chunk make it better',
         row='erasing, forgetting', lower=True,
@@ -249,8 +253,9 @@ CLAIMS = {
         compare=before('1,2,4,8', '1') + before('1,4,16,64', '1')),
     'states': dict(
         says='it tracks states as an LSTM does, beyond the length of training', row='tracks states', first=0,
-        measure=raced({task: dict(task=task, mixers='lstm,hope') | its for task, its in WORDS.items()}
-                      | {f'{task}-turns': dict(task=task, mixers='hope') | TURNS | its for task, its in WORDS.items()}),
+        measure=raced({task: its | dict(mixers='lstm,hope', max_steps=200) for task, its in WORDS.items()}
+                      | {f'{task}-turns': its | dict(mixers='hope', negative_eigenvalues='true', conv_width=1,
+                                                     max_steps=400) for task, its in WORDS.items()}),
         compare=above(0.9, *(f'hope, {task}-turns, {times}x' for task in WORDS for times in (2, 8)))),
     'optimizers': dict(
         says='the optimizer is a memory: M3 before Muon before AdamW', row='is a memory: M3', seeds=3, lower=True,

@@ -179,8 +179,8 @@ def prepare(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc
 
 def weights_for(marks, share):
     """
-    Weights of mean 1 for a batch's tokens: those marked have that share of the loss together. marks (n, T): 0 or False,
-    or how much a token counts among those marked.
+    Weights of mean 1 for a batch's tokens: those marked have that share of the loss together. marks (n, T): 0 for
+    unmarked, else a token's weight relative to others that are marked.
     """
     marked = (marks > 0).float().mean()
     weights = torch.where(marks > 0, share * marks / marks.float().mean(), (1 - share) / (1 - marked))

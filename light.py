@@ -64,7 +64,7 @@ def head_ref(layer, i, q, k, v, ax, bx):
         if t % o.projection_chunk == 0:
             G_xi = G
 
-        # 1   alpha = sigmoid(a.x + G_xi[0].k)     beta = sigmoid(b.x + G_xi[1].k)
+        # 1   alpha = sigmoid(a.x + G_xi[0].k)     beta = sigmoid(b.x + G_xi[1].k), G_xi times gate_gain (1)
         g = (0, 0) if G is None else o.gate_gain * (G_xi @ k[t])
         alpha, beta = retain(ax[t] + g[0], o.gate_floor), bx[t] + g[1] + shift[0]
 

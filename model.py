@@ -58,8 +58,8 @@ class Config:
     memory_chunk: int = 64              # tokens that are generated from the same state of the memory
     projection_chunk: int = 0           # the same for the memories that make keys, values and gates (0 = memory_chunk)
     adaptive: str = 'g'                 # which of k, v, q and the gates (g) come from memories written while reading
-    generate_shift: float = -8.0        # added to their write gate, before the sigmoid, to begin with; -3 or more for g
-    gate_gain: float = 1.0              # what they say of a gate counts so many times
+    generate_shift: float = -8.0        # added at first to write gates of what generates; to first layers' -3 or more
+    gate_gain: float = 1.0              # factor on what a memory adds to a gate
     self_values: bool = True            # a memory makes the values it stores
     objective: str = 'dot'              # dot | l2 (the error at the chunk's start)
     dgd: bool = True                    # Delta Gradient Descent: erase the old answer to a key before writing
@@ -82,6 +82,8 @@ class Config:
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         for name in ('n_hidden', 'memory_hidden'):
             check(getattr(self, name) >= 0, f'--{name} must be at least 0, not {getattr(self, name)}')
+        check(math.isfinite(self.generate_shift) and math.isfinite(self.gate_gain),
+              f'--generate_shift={self.generate_shift} and --gate_gain={self.gate_gain} must be finite')
         check(0 <= self.gate_floor < 0.5, f'--gate_floor must be at least 0 and below 0.5, not {self.gate_floor}')
         self.mixer = self.mixer.replace('+', ',')                   # as it is written in a list of models
         names = self.mixer.split(',')

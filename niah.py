@@ -48,7 +48,7 @@ FORMS = {'short': dict(number=4, code=8, adjectives=False),
 LESSONS = (0.1, 0.2, 0.3)               # the shares of training at which the lessons with 1, 2 and 4 keys end
 ROWS = {'text': 0.2, 'drill': 0.2, 'tasks': 0.6}                # the shares of a training batch after that
 ANSWERS_WEIGH = 0.8                     # the share of a batch's loss that its answers have
-FIRST_WEIGHS = 4                        # of them a value's first token, the one that takes a key, for one of the others
+FIRST_WEIGHS = 4                        # the weight of a value's first token, which has to be looked up; others have 1
 
 
 @dataclass(frozen=True)
@@ -240,9 +240,9 @@ class Needles:
         """
         Rows to train on: text, drills, and examples of the tasks at random lengths, by the shares in ROWS; before that,
         by progress (the share of training that is done), the lessons.
-        -> idx, targets (n, T) int64, weights (n, T) float32 of mean 1: answers together weigh ANSWERS_WEIGH, in them the
-        first token of a value FIRST_WEIGHS times as much as others; all else the rest. A row depends on generator and
-        progress alone.
+        -> idx, targets (n, T) int64, weights (n, T) float32 of mean 1: answers together weigh ANSWERS_WEIGH, in them
+        the first token of a value FIRST_WEIGHS times as much as others; all else the rest. A row depends on generator
+        and progress alone.
         """
         rows, marks = [], []
         n_keys = next((2 ** i for i, end in enumerate(LESSONS) if progress < end), 0)

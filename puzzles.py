@@ -400,8 +400,8 @@ class Names(Puzzle):
 
         ma .. kb jd .. lc       kX .. jY mX lZ      .. dY .. mX
 
-    One block can tell it only if its memory, when it writes the key k, has learned in the row that b is meant. Chance
-    1/8; some 2/5 for a guess among the values told, 7/10 for whom one of the names is as good as none.
+    One block can tell it if its memory, when it writes at the key k, has learned in the row that b is meant. Chance
+    1/8; 2/5 for the most frequent of the values told, 7/10 for a reader that ignores which names belong together.
     """
     asked, shortest = 'values', 48
     symbols = LOWER[:16] + UPPER[:8] + END
@@ -420,13 +420,13 @@ class Names(Puzzle):
 
 class Trust(Puzzle):
     """
-    A row begins with who of eight speakers is honest (+), and who is not. Then each of four keys is given a value by one
-    who is and another by one who is not, in any order and at gaps; the honest one is asked for:
+    A row begins with who of eight speakers is honest (+), and who is not. Then each of four keys is given a value by
+    one who is and another by one who is not, in any order and at gaps; the honest one is asked for:
 
         a+ c- b- d+ ..      ckX .. akY dmY .. bmZ       mY kY
 
-    One block can tell it only if its memory has learned in the row whose words to write. Chance 1/8; 1/2 for a guess
-    between the two.
+    One block can tell it if its memory has learned in the row whose words to write. Chance 1/8; 1/2 for a guess between
+    the two, 3/4 for whom the answers before tell who is honest.
     """
     asked, shortest = 'values', 48
     symbols = LOWER[:16] + UPPER[:8] + '+-' + END

@@ -82,7 +82,7 @@ def head_ref(layer, i, q, z, v, ax, bx, mu):
 
         # 1   k = unit(M_k,ξ(z))     v = unit(M_v,ξ(v))     α = sigmoid(a·x + g_α,ξ·z)     β = sigmoid(b·x + g_β,ξ·z)
         own = {'k': z[t], 'v': v[t], 'q': q[t]}
-        own |= {name: unit(M(ξ, name, own[name])[0]) for name in names}
+        own |= {name: unit(M(ξ, name, own[name])[0]) for name in names}         # g counts gate_gain times (1)
         g = o.gate_gain * (ξ['in', 'gates'] @ z[t]) if 'g' in o.adaptive else (0, 0)
         α, β_logit = retain(ax[t] + g[0], o.gate_floor) if o.forget else 1, bx[t] + g[1]
         k, before = own['k'], dict(W)
@@ -163,7 +163,7 @@ class DeepMemory(MemoryLayer):
         self.W2_0.normal_()             # a key of norm 1 gives pre-activations of size 1
         self.out_0.zero_()              # an answer from the start, the same for all keys, hides what is recalled
         # those that generate hardly move at first: a key that moves from the start is no key
-        shift = self.config.generate_shift
+        shift = self.config.generate_shift                          # first layers and gates: -3, or more if that is
         self.beta_shift[:, 0], self.beta_shift[:, 1], self.beta_shift[:, 2:] = max(-3, shift), 0, shift
         mu = (None, None) if self.mu is None else (self.mu.weight, self.mu.bias)                    # momentum 0.12
         for p, value in ((self.gates_0, 0), (self.blend, 0.1), (mu[0], 0), (mu[1], -2)):

@@ -65,3 +65,7 @@ def test_weights_for():
     weights = weights_for(marks, 0.75)
     assert weights.mean().item() == 1 and abs((weights * marks).sum().item() / 8 - 0.75) < 1e-6
     assert torch.equal(weights_for(marks & False, 0.75), torch.ones(2, 4))
+    marks = torch.tensor([[4.0, 0, 0, 0], [0, 1, 0, 3]])
+    weights = weights_for(marks, 0.75)
+    assert torch.allclose(weights[marks > 0], 6 * marks[marks > 0] / 8)
+    assert torch.allclose(weights[marks == 0], torch.tensor(2 / 5))

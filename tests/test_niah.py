@@ -153,9 +153,11 @@ def test_a_drill_tells_values_again(needles):
         told = {}
         parts = needles.drill_row(512, rng)
         assert sum(len(tokens) for tokens, _ in parts) >= 512
-        for (_, no), (cue, _), (value, answer) in zip(*[iter(parts)] * 3):
-            cue, value = needles.enc.decode(cue.tolist()), needles.enc.decode(value.tolist())
-            assert not no and np.any(answer) == (cue in told) and told.setdefault(cue, value) == value
+        for (_, no), (cue, _), (tokens, answer) in zip(*[iter(parts)] * 3):
+            cue, value = needles.enc.decode(cue.tolist()), needles.enc.decode(tokens.tolist())
+            first = next(i for i in range(len(tokens)) if needles.enc.decode(tokens[:i + 1].tolist()).strip())
+            weights = [niah.FIRST_WEIGHS if i == first else 1 for i in range(len(tokens))] if cue in told else 0
+            assert not no and np.array_equal(answer, weights) and told.setdefault(cue, value) == value
             again += np.any(answer)
     assert again >= 60
     for progress, n_keys in ((0, 1), (0.15, 2), (0.25, 4)):
