@@ -22,7 +22,7 @@ def test_every_row_of_the_table_has_a_claim_and_every_claim_a_row(capsys):
     listed = capsys.readouterr().out
     for name, it in claims.CLAIMS.items():
         assert re.search(rf'^{name} +{re.escape(it["says"])}\n +in full: .+ \(results/\w+\.md\)$', listed, flags=re.M)
-    assert 'in full: half, not by default (results/races.md)' in listed
+    assert 'in full: holds, not by default (results/races.md)' in listed
 
 
 @pytest.mark.parametrize('a, b, lower, verdict', [
