@@ -252,7 +252,7 @@ CLAIMS = {
             name: dict(cms_periods=name) for name in ('1', '1,1,1,1', '1,2,4,8', '1,4,16,64')}),
         compare=before('1,2,4,8', '1') + before('1,4,16,64', '1')),
     'states': dict(
-        says='it tracks states as an LSTM does, beyond the length of training', row='tracks states', first=0,
+        says='it tracks states as an LSTM does, beyond the length of training', row='tracks states', first=0, seeds=3,
         measure=raced({task: its | dict(mixers='lstm,hope', max_steps=200) for task, its in WORDS.items()}
                       | {f'{task}-turns': its | dict(mixers='hope', negative_eigenvalues='true', conv_width=1,
                                                      max_steps=400) for task, its in WORDS.items()}),
