@@ -48,13 +48,14 @@ FINDERS = {'hope': (HOPE, 3, 0.2, ('near', 'far'), 33),
            'attention': (dict(mixer='attention', n_hidden=400), 2, 0.0, ('near',), 33)}
 
 # states: formal languages, and how long race.py trains on their words
-CIRCLE = dict(batch_size=4, length=16, stop_at=2)
-WORDS = {'parity': dict(task='parity', stop_at=2), 'aa': CIRCLE | dict(task='aa'), 'abab': CIRCLE | dict(task='abab')}
+CIRCLE = dict(max_steps=100, batch_size=4, length=16, stop_at=2)
+WORDS = {'parity': dict(task='parity', max_steps=200, stop_at=2), 'aa': CIRCLE | dict(task='aa'),
+         'abab': CIRCLE | dict(task='abab')}
 
 # writing: puzzles for memories that write their keys or gates, and of the same size those that do not
 OPEN = dict(mixers='hope', batch_size=64, max_steps=400, eval_every=100, generate_shift=3, gate_gain=8)
 NAMES = OPEN | dict(task='names', length=48, memory_chunk=8)
-TRUST = OPEN | dict(task='trust', length=64, memory_chunk=16, max_steps=500)
+TRUST = OPEN | dict(task='trust', length=64, memory_chunk=16, max_steps=800)
 WRITERS = {'names': NAMES | dict(adaptive='kvg'), 'names-fixed': NAMES | dict(adaptive='', n_hidden=235),
            'trust': TRUST | dict(adaptive='g'), 'trust-fixed': TRUST | dict(adaptive='')}
 
@@ -253,7 +254,7 @@ CLAIMS = {
         compare=before('1,2,4,8', '1') + before('1,4,16,64', '1')),
     'states': dict(
         says='it tracks states as an LSTM does, beyond the length of training', row='tracks states', first=0, seeds=3,
-        measure=raced({task: its | dict(mixers='lstm,hope', max_steps=200) for task, its in WORDS.items()}
+        measure=raced({task: its | dict(mixers='lstm,hope') for task, its in WORDS.items()}
                       | {f'{task}-turns': its | dict(mixers='hope', negative_eigenvalues='true', conv_width=1,
                                                      max_steps=400) for task, its in WORDS.items()}),
         compare=above(0.9, *(f'hope, {task}-turns, {times}x' for task in WORDS for times in (2, 8)))),

@@ -82,7 +82,7 @@ def head_ref(layer, i, q, z, v, ax, bx, mu):
 
         # 1   k = unit(M_k,ξ(z))     v = unit(M_v,ξ(v))     α = sigmoid(a·x + g_α,ξ·z)     β = sigmoid(b·x + g_β,ξ·z)
         own = {'k': z[t], 'v': v[t], 'q': q[t]}
-        own |= {name: unit(M(ξ, name, own[name])[0]) for name in names}         # g counts gate_gain times (1)
+        own |= {name: unit(M(ξ, name, own[name])[0]) for name in names}
         g = o.gate_gain * (ξ['in', 'gates'] @ z[t]) if 'g' in o.adaptive else (0, 0)
         α, β_logit = retain(ax[t] + g[0], o.gate_floor) if o.forget else 1, bx[t] + g[1]
         k, before = own['k'], dict(W)

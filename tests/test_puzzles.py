@@ -199,8 +199,7 @@ def test_rows_of_a_formal_language(name):
 CHANCE = {'in-context-recall': 1 / 8, 'fuzzy-recall': 1 / 8, 'noisy-recall': 1 / 8, 'selective-copying': 1 / 16,
           'compression': 1 / 16, 'memorisation': 0.28, 'parity': 1 / 2, 'aa': 1 / 2, 'abab': 3 / 4, 's3': 1 / 6,
           's5': 1 / 120, 'shift': 1 / 7, 'hop-1': 1 / 8, 'hop-2': 1 / 8, 'hop-3': 1 / 8, 'names': 1 / 8,
-          'trust': 1 / 8,
-          'anbn': 1 - 1 / 49, 'anbncn': 1 - 2 / 3 / 16.5}
+          'trust': 1 / 8, 'anbn': 1 - 1 / 49, 'anbncn': 1 - 2 / 3 / 16.5}
 
 
 @pytest.mark.parametrize('name', PUZZLES)

@@ -48,8 +48,7 @@ def deep_layer(mixer='hope', **kwargs):
 SWITCHES = [{}, *({'adaptive': letters} for letters in ('kvqg', 'k', 'v', 'g', '')), {'self_values': False},
             {'dgd': False}, {'objective': 'l2'}, {'objective': 'l2', 'dgd': False}, {'memory_momentum': True},
             {'forget': False}, {'memory_read': 'start'}, {'memory_read': 'after'}, {'negative_eigenvalues': True},
-            {'projection_chunk': 8}, {'memory_chunk': 1}, {'gate_floor': 0.45},
-            {'gate_gain': 8.0}]
+            {'projection_chunk': 8}, {'memory_chunk': 1}, {'gate_floor': 0.45}, {'gate_gain': 8.0}]
 
 
 def test_the_equations_on_their_page_stand_in_the_cell_in_their_order():
