@@ -60,8 +60,8 @@ def judge(book, nats, tokens):
     nats    (B, R) mean loss of each level on the chunk, of so many tokens: the fast one, the slow ones, those that stay
     returns source (B, R), level l is from now on what level source[l] is now, or None, nobody moves; and the new book
 
-    It happens every WINDOW chunks. A slow level recognises the text if it gains about as much as it usually does over
-    the best of those that stay, in the window and in its last quarter.
+    It happens every WINDOW chunks. A slow level recognises the text if it gains more than KNOWN of what it usually
+    gains over the best of those that stay, in the window and in its last quarter.
 
     recognised      by the slow level that reads it best: if the fast level reads it better, the slow one becomes what
                     the fast one is, which has learned more of it; if not, the fast one becomes what the slow one is

@@ -13,7 +13,7 @@ at a time.
     ttt             a step of gradient descent on |S k - v|^2 taken at the chunk's start        Sun 2024
     ttt_mlp         ... with a hidden layer                                                     Sun 2024
     titans          ... with momentum, and forgetting                                           Behrouz 2024
-    hope            ... and it writes its own keys, values and step sizes: self-modifying       Nested Learning 2025
+    hope            ... and it writes its own step sizes, or keys and values: self-modifying    Nested Learning 2025
     hope_light      ... its output layer alone is written, its step sizes alone are its own     (light.py)
     lstm            keeps a number a unit, and sees what it said before (lstm.py)               Hochreiter 1997
     attention       keeps the pairs themselves, the last block_size of them (attention.py)      Vaswani 2017

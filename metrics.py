@@ -1,8 +1,9 @@
 """
 Metrics: what follows from scores of one text after another (eval_continual.py), and when a claim holds.
 
-R[i, j] is the score on j after reading i: gained R[j, j] - b_j, kept the share of it that is left in the end, lost of
-the base text. A claim holds, or does not, beyond two standard errors over seeds; else it cannot be told.
+R[i, j] is the score on j after reading i: gained R[j, j] - b_j; kept what is left of j's gain in the end, as a share of
+what is gained if j alone is read; lost of the base text. A claim holds, or does not, beyond two standard errors over
+seeds; else it cannot be told.
 
 Does NOT include: corrections for many claims at once.
 """

@@ -2,7 +2,7 @@
 Memories with a hidden layer. Read from the top: the cell as one would write it on a blackboard (cell_ref), then the
 same numbers for a chunk of tokens at once, in four functions, and last what is there for speed alone.
 
-    hope        writes its own keys, values and gates while it reads: self-modifying       Nested Learning 2025
+    hope        writes its own gates (or keys, values) while it reads: self-modifying      Nested Learning 2025
     titans      keys, values and gates come from the input; momentum                       Behrouz 2024
     ttt_mlp     ... without momentum and without forgetting                                Sun 2024
 
@@ -62,8 +62,8 @@ def head_ref(layer, i, q, z, v, ax, bx, mu):
     """
     cell_ref for head i: q, z, v (T, d), ax, bx, mu (T,) what x says of its gates, before the sigmoid -> y (T, d). The
     five equations of results/memories.md, ξ the start of the token's chunk and 0 the learned start. W holds all weights
-    by layer and memory: 'mem' is read, 'k', 'v', 'q' generate. W['in', M] is W2, of 'gates' the rows g; W['out', M] is W1,
-    of 'mem' U, whose columns for the hidden layer are its W1.
+    by layer and memory: 'mem' is read, 'k', 'v', 'q' generate. W['in', M] is W2, of 'gates' the rows g; W['out', M] is
+    W1, of 'mem' U, whose columns for the hidden layer are its W1.
     """
     o, names, y = layer.config, generated(layer.config), []
     W_0, shift = head_weights(layer, i)
