@@ -59,7 +59,7 @@ class Bench:
     count: bool = False                 # --parts=count, of attention and hope at one length
     quick: bool = False                 # one length, two models, nothing compiled, short contexts
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
-    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+    device: str = 'auto'                # cpu | cuda | mps; auto is cuda where there is one
     json: str = ''                      # a file for the numbers
 
     def __post_init__(self):

@@ -198,8 +198,9 @@ CLAIMS = {
         compare=before('hope_light', 'gated_deltanet', 'attention')),
     'self_modification': dict(
         says='a memory that writes its own keys, values and gates is better', row='writes its own keys',
-        lower=True,
-        measure=trained(THEN | HOPE, {'hope': {}, 'fixed': dict(n_hidden=341, adaptive='')}),
+        seeds=3, lower=True,
+        measure=trained(THEN | HOPE | dict(max_steps=500, eval_every=500), {
+            'hope': {}, 'fixed': dict(n_hidden=341, adaptive='')}),
         compare=before('hope', 'fixed')),
     'writing': dict(
         says='... where the text itself says what is to be written, in one block', row='says what to write', first=0,

@@ -72,7 +72,7 @@ class Eval:
     batch_size: int = 16                # items that are read at once
     learn: bool = False                 # the MLPs learn from what they read
     json: str = ''                      # a file for the results and every item ('' = none)
-    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+    device: str = 'auto'                # cpu | cuda | mps; auto is cuda where there is one
 
     def __post_init__(self):
         check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')

@@ -1,7 +1,8 @@
 """
 Test a model's recall: needles in haystacks of any length (niah.py), answered by writing, scored by exact match.
 
-    python train.py --data=niah --out_dir=out-niah          a model that has learned to look for needles
+    python train.py --data=niah --out_dir=out-niah          a model that is asked for them; results/needles.md has the
+                                                            options of one that finds them
     python eval_niah.py --out_dir=out-niah                  the six tasks at 1, 4 and 16 times its training length
     python eval_niah.py --out_dir=out-niah --tasks=s1 --lengths=1024,65536 --n=110
     python eval_niah.py --out_dir=out-niah --gate_floor=0.2         what its gates nearly close is closed (memory.py)
@@ -64,7 +65,7 @@ class Eval:
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
     cms_share: float = -1.0             # of all levels' weight, dealt out at every token (below 0 = the default)
     gate_floor: float = -1.0            # the model's write gates below it are closed (below 0 = as trained)
-    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+    device: str = 'auto'                # cpu | cuda | mps; auto is cuda where there is one
 
     def __post_init__(self):
         check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')

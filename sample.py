@@ -63,7 +63,7 @@ class Sample:
     cms_step: float = -1.0              # inner step size of all levels (below 0 = as trained)
     cms_share: float = -1.0             # of the weight of all levels, dealt out at every token (below 0 = as before)
     sleep_every: int = 0                # tokens between two nights, in which levels become one (sleep.py; 0 = none)
-    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+    device: str = 'auto'                # cpu | cuda | mps; auto is cuda where there is one
 
     def __post_init__(self):
         check(self.max_new_tokens >= 1, f'--max_new_tokens must be at least 1, not {self.max_new_tokens}')

@@ -228,7 +228,7 @@ class Sleep:
     steps: int = 100                    # of learning from them
     rate: float = 3e-3                  # of Adam, at first; it falls to 0
     seed: int = 1337                    # of the dreams
-    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+    device: str = 'auto'                # cpu | cuda | mps; auto is cuda where there is one
 
     def __post_init__(self):
         for name in ('dreams', 'length'):

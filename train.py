@@ -92,7 +92,7 @@ class Run:
     eval_batches: int = 40              # batches per evaluation, the same ones every time
     sample_tokens: int = 200            # tokens to sample at each evaluation (0 = none)
     # machine
-    device: str = 'auto'                # cpu | cuda | mps; auto is the GPU where there is one
+    device: str = 'auto'                # cpu | cuda | mps; auto is cuda where there is one
     dtype: str = 'auto'                 # float32 | bfloat16 (autocast); auto is bfloat16 on a GPU
     compile: Switch = 'auto'            # true | false; auto: on a GPU, and in long runs on a CPU; not if NL_COMPILE=0
     seed: int = 1337                    # of the weights, the batches and the samples
