@@ -42,15 +42,15 @@ ASKED, ANSWERED = '\nQuestion: {attribute} of {name}? Answer:', ' {value}.'
 OF_A_NAME = 3                   # facts of each name, on average
 
 
-def draw(n, rng, attributes=tuple(VALUES)):
-    """n facts, (name, attribute, value), of these attributes, no two of the same attribute of the same name."""
+def draw(n, rng):
+    """n facts, (name, attribute, value), no two of the same attribute of the same name."""
     def syllables(k): return ''.join(rng.choice('bdfgklmnprstvz') + rng.choice('aeiou') for _ in range(k)).capitalize()
     names, keys = set(), set()
-    while len(names) < -(-n // min(OF_A_NAME, len(attributes))):
+    while len(names) < -(-n // OF_A_NAME):
         names.add(syllables(3))
     names = sorted(names)
     while len(keys) < n:
-        keys.add((rng.choice(names), rng.choice(attributes)))
+        keys.add((rng.choice(names), rng.choice([*VALUES])))
     return [(name, attribute, rng.choice(VALUES[attribute])) for name, attribute in rng.sample(sorted(keys), n)]
 
 
@@ -92,13 +92,11 @@ class Facts(Marked):
     def row(self, n, seed):
         """
         n tokens -> token ids, whether each is part of an answer: passages, each with text and its questions behind it,
-        each asked once. Short and long gaps are equally frequent. A passage is of some attributes alone, often of one:
-        else a model learns what was told of an attribute, and not of whom.
+        each asked once. Short and long gaps are equally frequent.
         """
         rng, ids, marks = random.Random(f'facts {seed}'), [self.enc.eot_token], [False]
         while len(ids) < n:
-            attributes = rng.sample([*VALUES], int((len(VALUES) + 1) ** rng.random()))
-            facts = draw(rng.randint(1, max(1, (n - len(ids)) // 64)), rng, attributes)
+            facts = draw(rng.randint(1, max(1, (n - len(ids)) // 64)), rng)
             before = self.passage(facts, rng)
             questions = [[*map(self.tokens, asked(fact))] for fact in rng.sample(facts, len(facts))]
             room = max(0, n - len(ids) - len(before) - sum(map(len, itertools.chain(*questions))))

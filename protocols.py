@@ -40,18 +40,14 @@ PASSAGES = 8                    # facts: passages of one fact; of more facts few
 SHORT = dict(block_size=128, batch_size=32, max_steps=800, learning_rate=4e-3)
 MIDDLE = dict(block_size=512, batch_size=8, max_steps=500, learning_rate=2e-3)
 LONG = dict(block_size=2048, batch_size=2, max_steps=1000, learning_rate=2e-3)
-FAR = dict(block_size=2048, batch_size=1, carry=4, max_steps=300, learning_rate=2e-3)       # rows of 8,192
 ROWS = dict(start_lr=0.1, eval_every=500)
-WIDE = dict(n_head=2, conv_width=8, memory_read='after')        # for keys of several words (results/needles.md)
 BASES = {'domains': [('', dict(max_steps=2850, learning_rate=4e-3))],
          'languages': [(name, dict(data='languages') | ROWS | stage)
                        for name, stage in (('-short', SHORT), ('-middle', MIDDLE), ('', LONG))],
          'intents': [('-short', dict(data='intents') | ROWS | SHORT),
                      ('', dict(data='intents') | ROWS | LONG | dict(max_steps=800))],
-         'facts': [(name, dict(data='facts') | ROWS | WIDE | stage) for name, stage in (
-             ('-short', SHORT | dict(learning_rate=8e-3)),
-             ('-middle', MIDDLE | dict(max_steps=800, learning_rate=8e-3)),
-             ('-long', LONG | dict(max_steps=400, learning_rate=4e-3)), ('', FAR))],
+         'facts': [('-short', dict(data='facts') | ROWS | SHORT),
+                   ('', dict(data='facts') | ROWS | LONG | dict(max_steps=800))],
          'levels': [('', dict(data='niah', tokenizer='bpe:1024', max_steps=3000, learning_rate=4e-3, start_lr=0.1,
                               schedule='trapezoid', cooldown=0.3, eval_every=1000))]}
 
