@@ -138,7 +138,7 @@ def test_what_is_weighted_up_is_what_a_program_would_answer(needles):
         for start, end in zip([-1] + ends, ends):
             first = next(i for i in range(start + 1, end) if marked[i])
             assert all(marked[first:end + 1]) and not any(marked[start + 1:first])
-            more = [needles.enc.decode(tokens[first:i]) for i in range(first, end) if marked[i] == niah.FIRST_WEIGHS]
+            more = [needles.enc.decode(tokens[first:i]) for i in range(first, end) if marked[i] == niah.LOOK_UP]
             prompt, answer = (needles.enc.decode(x) for x in (tokens[start + 1:first], tokens[first:end]))
             golds = oracle(prompt).split(', ')
             assert golds[0] and all(found(answer, golds)) and answer[-1] == '.'
@@ -158,7 +158,7 @@ def test_a_drill_tells_values_again(needles):
         for (_, no), (cue, _), (tokens, answer) in zip(*[iter(parts)] * 3):
             cue, value = needles.enc.decode(cue.tolist()), needles.enc.decode(tokens.tolist())
             first = next(i for i in range(len(tokens)) if needles.enc.decode(tokens[:i + 1].tolist()).strip())
-            weights = [niah.FIRST_WEIGHS if i == first else 1 for i in range(len(tokens))] if cue in told else 0
+            weights = [niah.LOOK_UP if i == first else 1 for i in range(len(tokens))] if cue in told else 0
             assert not no and np.array_equal(answer, weights) and told.setdefault(cue, value) == value
             again += np.any(answer)
     assert again >= 60
