@@ -48,7 +48,7 @@ FORMS = {'short': dict(number=4, code=8, adjectives=False),
 LESSONS = (0.1, 0.2, 0.3)               # the shares of training at which the lessons with 1, 2 and 4 keys end
 ROWS = {'text': 0.2, 'drill': 0.2, 'tasks': 0.6}                # the shares of a training batch after that
 ANSWERS_WEIGH = 0.8                     # the share of a batch's loss that its answers have
-LOOK_UP = 4                             # in an answer, the weight of a key's tokens and of a value's first; of others 1
+FIRST_WEIGHS = 4                        # the weight of an answer's tokens that begin a value or a key; of others 1
 
 
 @dataclass(frozen=True)
@@ -106,18 +106,14 @@ class Needles:
     def tokens(self, words):
         return encode(self.enc, words.encode()).astype(np.int64)
 
-    def weighed(self, words, values, keys=()):
-        """
-        The tokens of words, in which these values and keys stand, and their weights in training: what has to be looked
-        up weighs more, of a value its first token, of a key all (after its first letter others may come).
-        """
-        tokens = self.tokens(words)
+    def weighed(self, words, looked_up):
+        """The tokens of words, in which those that are looked up stand in this order, and their weights in training."""
+        tokens, at = self.tokens(words), [0]
+        for word in looked_up:
+            at.append(words.index(word, at[-1]))
         ends = np.cumsum([len(self.bytes_of[token]) for token in tokens])
         weights = np.ones(len(tokens), np.float32)
-        for word, whole in [(value, False) for value in values] + [(key, True) for key in keys]:
-            at = words.index(f' {word}') + 1
-            first, last = np.searchsorted(ends, [at, at + len(word) - 1], side='right')     # whose bytes end after it
-            weights[first:(last if whole else first) + 1] = LOOK_UP
+        weights[np.searchsorted(ends, at[1:], side='right')] = FIRST_WEIGHS
         return tokens, weights
 
     def keys(self, n, rng):
@@ -166,8 +162,8 @@ class Needles:
         more = [f', {value}' if t.n_values > 1 else f', of {key} is {value}'
                 for key, value in zip(asked * t.n_values, golds)][1:]
         answer = f" {golds[0]}{''.join(more)}."
-        weighed = self.weighed(answer, golds, asked[1:])
-        return Example(needles, self.tokens(question), *weighed, golds, depths[:len(golds)])
+        looked_up = golds if t.n_asked == 1 else [word for pair in zip(asked, golds) for word in pair][1:]
+        return Example(needles, self.tokens(question), *self.weighed(answer, looked_up), golds, depths[:len(golds)])
 
     def hay(self, haystack, n, rng):
         """n tokens of a haystack, from the start of a word on, and the places in them at which a needle may go."""
@@ -246,7 +242,7 @@ class Needles:
         Rows to train on: text, drills, and examples of the tasks at random lengths, by the shares in ROWS; before that,
         by progress (the share of training that is done), the lessons.
         -> idx, targets (n, T) int64, weights (n, T) float32 of mean 1: answers together weigh ANSWERS_WEIGH, in them
-        the tokens of keys and the first of values, which have to be looked up, LOOK_UP times as much as others; all else
+        the first token of a value or a key, which has to be looked up, FIRST_WEIGHS times as much as others; all else
         the rest. A row depends on generator and progress alone.
         """
         rows, marks = [], []

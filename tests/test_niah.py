@@ -138,14 +138,13 @@ def test_what_is_weighted_up_is_what_a_program_would_answer(needles):
         for start, end in zip([-1] + ends, ends):
             first = next(i for i in range(start + 1, end) if marked[i])
             assert all(marked[first:end + 1]) and not any(marked[start + 1:first])
+            more = [needles.enc.decode(tokens[first:i]) for i in range(first, end) if marked[i] == niah.FIRST_WEIGHS]
             prompt, answer = (needles.enc.decode(x) for x in (tokens[start + 1:first], tokens[first:end]))
             golds = oracle(prompt).split(', ')
             assert golds[0] and all(found(answer, golds)) and answer[-1] == '.'
-            looked_up = {i for word in re.finditer(r'[\w-]+', answer) if word[0] not in ('of', 'is')
-                         for i in range(word.start(), word.start() + 1 if word[0] in golds else word.end())}
-            ends_of = np.cumsum([0] + [len(needles.bytes_of[token]) for token in tokens[first:end]])
-            heavy = [bool(looked_up & {*range(a, b)}) for a, b in zip(ends_of, ends_of[1:])]
-            assert heavy == [weight == niah.LOOK_UP for weight in marked[first:end]], 'keys, and where values begin'
+            begins = [word.start() for word in re.finditer(r'[\w-]+', answer) if word[0] not in ('of', 'is')]
+            assert len(more) == len(begins) and all(answer[:i].rstrip() == before.rstrip() for i, before in
+                                                    zip(begins, more)), 'where values and keys begin'
             n += 1
     assert n >= 30
 
@@ -159,7 +158,7 @@ def test_a_drill_tells_values_again(needles):
         for (_, no), (cue, _), (tokens, answer) in zip(*[iter(parts)] * 3):
             cue, value = needles.enc.decode(cue.tolist()), needles.enc.decode(tokens.tolist())
             first = next(i for i in range(len(tokens)) if needles.enc.decode(tokens[:i + 1].tolist()).strip())
-            weights = [niah.LOOK_UP if i == first else 1 for i in range(len(tokens))] if cue in told else 0
+            weights = [niah.FIRST_WEIGHS if i == first else 1 for i in range(len(tokens))] if cue in told else 0
             assert not no and np.array_equal(answer, weights) and told.setdefault(cue, value) == value
             again += np.any(answer)
     assert again >= 60
