@@ -38,7 +38,7 @@ from cli import check
 from evidence import copied, empty_book, judge, n_rows, read_out, resumed, with_fastest, with_start
 
 TOPOLOGIES = ('sequential', 'independent', 'nested', 'stacked', 'copies')
-CHANGE, NIGHT = -1, -2  # the clocks of a level that moves by evidence (evidence.py), and of one that moves in sleep alone
+CHANGE, NIGHT = -1, -2  # the clocks of a level that moves by evidence (evidence.py), and of one that does in sleep
 
 
 def parse_clock(name, text, lowest):
