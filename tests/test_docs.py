@@ -8,7 +8,7 @@ from conftest import ROOT
 
 PAGES = ['README.md', 'models/README.md',
          *sorted(os.path.relpath(path, ROOT) for path in glob.glob(os.path.join(ROOT, 'results', '*.md')))]
-OTHERS = {'nproc_per_node', 'durations', 'no-deps', 'chunk_size', 'form', 'key'}    # others', the past's
+OTHERS = {'nproc_per_node', 'durations', 'dist', 'no-deps', 'chunk_size', 'form', 'key'}    # others', the past's
 
 
 def page(name):
