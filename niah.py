@@ -107,13 +107,12 @@ class Needles:
         return encode(self.enc, words.encode()).astype(np.int64)
 
     def weighed(self, words, looked_up):
-        """The tokens of words, in which those that are looked up stand in this order, and their weights in training."""
-        tokens, at = self.tokens(words), [0]
-        for word in looked_up:
-            at.append(words.index(word, at[-1]))
+        """The tokens of words, and their weights in training: those that begin a word of looked_up weigh more."""
+        tokens = self.tokens(words)
+        at = [word.start() for word in re.finditer(r'[\w-]+', words) if word[0] in looked_up]
         ends = np.cumsum([len(self.bytes_of[token]) for token in tokens])
         weights = np.ones(len(tokens), np.float32)
-        weights[np.searchsorted(ends, at[1:], side='right')] = FIRST_WEIGHS
+        weights[np.searchsorted(ends, at, side='right')] = FIRST_WEIGHS
         return tokens, weights
 
     def keys(self, n, rng):
@@ -162,8 +161,8 @@ class Needles:
         more = [f', {value}' if t.n_values > 1 else f', of {key} is {value}'
                 for key, value in zip(asked * t.n_values, golds)][1:]
         answer = f" {golds[0]}{''.join(more)}."
-        looked_up = golds if t.n_asked == 1 else [word for pair in zip(asked, golds) for word in pair][1:]
-        return Example(needles, self.tokens(question), *self.weighed(answer, looked_up), golds, depths[:len(golds)])
+        weighed = self.weighed(answer, asked + golds)
+        return Example(needles, self.tokens(question), *weighed, golds, depths[:len(golds)])
 
     def hay(self, haystack, n, rng):
         """n tokens of a haystack, from the start of a word on, and the places in them at which a needle may go."""
