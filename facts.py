@@ -1,10 +1,11 @@
 """
 Invented facts: told once in a passage, asked for after other text.
 
-    The food of Bamilo is bread. Bamilo has Oslo as home. ...   (other text)   Question: food of Bamilo? Answer: bread.
+    The food of Bamilo is bread. As home, Bamilo has Oslo. ...      (other text)      Question: food of Bamilo? bread
 
 Names are invented, so that nobody can know the answer beforehand; values are common words, sixteen for each of twelve
-attributes, so that a guess is right one time in sixteen.
+attributes, so that a guess is right one time in sixteen. A value is one token and stands right behind its key, name and
+attribute, wherever it is told or asked for: what is asked here is to keep facts, not to find them in a sentence.
 
     python train.py --data=facts --start_lr=0.1 --out_dir=out-facts     learn to answer questions on a passage
     python facts.py                                                     a passage, its questions, a row of training
@@ -37,20 +38,20 @@ VALUES = {
     'tree': 'oak elm pine birch willow maple cedar ash palm olive cherry walnut spruce poplar larch beech',
     'drink': 'water tea coffee wine beer juice cider lemonade cocoa rum whisky vodka sherry port brandy gin'}
 VALUES = {attribute: words.split() for attribute, words in VALUES.items()}
-TOLD = ('The {attribute} of {name} is {value}.', '{name} has {value} as {attribute}.')
-ASKED, ANSWERED = '\nQuestion: {attribute} of {name}? Answer:', ' {value}.'
+TOLD = ('The {attribute} of {name} is {value}.', 'As {attribute}, {name} has {value}.')
+ASKED, ANSWERED = '\nQuestion: {attribute} of {name}?', ' {value}'
 OF_A_NAME = 3                   # facts of each name, on average
 
 
-def draw(n, rng):
+def draw(n, rng, attributes=(*VALUES,)):
     """n facts, (name, attribute, value), no two of the same attribute of the same name."""
     def syllables(k): return ''.join(rng.choice('bdfgklmnprstvz') + rng.choice('aeiou') for _ in range(k)).capitalize()
     names, keys = set(), set()
-    while len(names) < -(-n // OF_A_NAME):
+    while len(names) < -(-n // min(OF_A_NAME, len(attributes))):
         names.add(syllables(3))
     names = sorted(names)
     while len(keys) < n:
-        keys.add((rng.choice(names), rng.choice([*VALUES])))
+        keys.add((rng.choice(names), rng.choice(attributes)))
     return [(name, attribute, rng.choice(VALUES[attribute])) for name, attribute in rng.sample(sorted(keys), n)]
 
 
@@ -64,6 +65,12 @@ def asked(fact):
     """(question, answer), two pieces of text."""
     name, attribute, value = fact
     return ASKED.format(name=name, attribute=attribute), ANSWERED.format(value=value)
+
+
+def specimen_text(n=1000):
+    """What a tokenizer is learned on, beside English: facts that nobody is asked for."""
+    rng = random.Random('specimen')
+    return [''.join(told(fact, rng) for fact in draw(40, rng)).encode() for _ in range(n)]
 
 
 class Facts(Marked):
@@ -92,11 +99,13 @@ class Facts(Marked):
     def row(self, n, seed):
         """
         n tokens -> token ids, whether each is part of an answer: passages, each with text and its questions behind it,
-        each asked once. Short and long gaps are equally frequent.
+        each asked once. Short and long gaps are equally frequent, passages of few attributes as much as of many: else
+        the attribute alone tells most answers, and names are not learned to be looked up.
         """
         rng, ids, marks = random.Random(f'facts {seed}'), [self.enc.eot_token], [False]
         while len(ids) < n:
-            facts = draw(rng.randint(1, max(1, (n - len(ids)) // 64)), rng)
+            attributes = rng.sample([*VALUES], int((len(VALUES) + 1) ** rng.random()))
+            facts = draw(rng.randint(1, max(1, (n - len(ids)) // 32)), rng, attributes)
             before = self.passage(facts, rng)
             questions = [[*map(self.tokens, asked(fact))] for fact in rng.sample(facts, len(facts))]
             room = max(0, n - len(ids) - len(before) - sum(map(len, itertools.chain(*questions))))

@@ -43,9 +43,10 @@ import itertools
 
 import torch
 
+import facts
 from cli import UsageError, UserError
+from corpora import load_documents
 from data import Text, prepare
-from facts import Facts
 from intents import Requests, content_words
 from languages import Languages, specimen_text
 from niah import FORMS, Needles
@@ -76,11 +77,13 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
     if kind == 'niah' and form not in FORMS:
         raise UserError(f"--data=niah takes one of {', '.join(FORMS)} behind its colon, not '{form}'")
     corpus = 'english' if kind == 'niah' or data in ('facts', 'intents') else data
+    if data == 'facts' and tokenizer == 'auto' and enc is None:     # words of facts are a token each
+        enc = get_tokenizer('bpe:1536', texts=[text for _, text in load_documents(corpus)[0]] + facts.specimen_text())
     train, val, enc, info = prepare(corpus, tokenizer, directory, suffix, quiet, enc, left_out)
     if kind == 'niah':
         return Needles(enc, train, form), Needles(enc, val, form), enc, info
     if data == 'facts':
-        return Facts(enc, train), Facts(enc, val), enc, info
+        return facts.Facts(enc, train), facts.Facts(enc, val), enc, info
     if data == 'intents':
         task = Requests(enc, content_words())
         return task, task, enc, info
