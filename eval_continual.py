@@ -235,6 +235,8 @@ def read_passages(fresh, enc, base, tasks, at_once):
             def now(): return score(passage, *learner.to_score(), enc)['right']
             rows.append([now()])
             learner.learn(passage, *([learner.windows(text.tokens)] if at_once else []))
+            if learner.name.startswith('sleep'):
+                learner.sleep()
             rows[-1].append(now())
             if not at_once:
                 learner.learn(text)

@@ -95,12 +95,15 @@ def divergence(model, dreamer, learner, idx):
 
 def dreamers(state):
     """
-    {level: nats that it has saved}, of the levels that hold something. The fast one, level 0, knows best what was read
-    last, and counts as much at least as the day's slow levels on average.
+    {level: nats that it has saved}, of a state between texts, of the levels that hold something: weights that have
+    moved, or a recurrent memory that is not empty. The fast one, level 0, knows best what was read last, and counts as
+    much at least as the day's slow levels on average.
     """
     book, levels = state['book'], next(iter(state['delta'].values())).shape[1]
     saved = [max(nats, 1.0) for nats in book['saved'][0].tolist() + book['slept'].tolist()]
-    held = [level for level in range(levels) if any(moved[:, level].any() for moved in state['delta'].values())]
+    moved = [x[0] for x in state['delta'].values()]                                             # (K, m, n)
+    held = [level for level in range(levels)
+            if any(x[level].any() for x in (*moved, *(x for block in state['kept'] for x in block.values())))]
     slow = [saved[level] for level in held if 0 < level < len(book['saved'][0])]
     saved[0] = max(saved[0], sum(slow) / max(1, len(slow)))
     return {level: saved[level] for level in held}
@@ -122,7 +125,8 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     """
     assert len(state['pending']) == 1, f"one stream sleeps at a time, not {len(state['pending'])}"
     assert model.config.chunks[-1] == NIGHT, f'nothing moves in sleep with --cms_chunks={model.config.cms_chunks}'
-    saved, day = dreamers(state), between_texts(model, state)
+    day = between_texts(model, state)
+    saved = dreamers(day)
     if not saved:
         return state, []
     total = sum(saved.values())
@@ -208,9 +212,13 @@ class Sleeper(nn.Module):
             part_logits, _, state = self.learner(part, state=state)
             logits, t = [*logits, part_logits], t + part.shape[1]
             if awake + part.shape[1] == self.every:
-                state, _ = asleep(self.model, state, self.first, seed=self.seed + state['learned'])
+                state = self.sleep(state)
         logits = torch.cat(logits, dim=1)
         return logits, self.model.loss(logits, targets, weights), state
+
+    def sleep(self, state):
+        """The state after a night."""
+        return asleep(self.model, state, self.first, seed=self.seed + state['learned'])[0]
 
 
 # -----------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from test_scripts import TINY, inside
 
 import evidence
 from cli import UsageError
-from cms import Learner, between_texts, fast_weights, learn
+from cms import Learner, between_texts, empty_state, fast_weights, learn
 from machine import load_memory
 from sleep import Sleeper, answers, asleep, begin, divergence, dream, dreamers, level_of
 
@@ -87,7 +87,7 @@ def test_one_night(day):
     """All that levels held is one level's, the others are at the start, and what training learned is not touched."""
     model, text, state = day
     before = {name: x.clone() for name, x in model.state_dict().items()}
-    saved = dreamers(state)
+    saved = dreamers(between_texts(model, state))
     assert {0, 1} <= {*saved} and saved[0] >= saved[1] == state['book']['saved'][0, 1]
     new, found = asleep(model, state, 5, **A_NIGHT)
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
@@ -109,9 +109,10 @@ def test_one_night(day):
 
 def test_nothing_to_dream_of():
     model = copies('4,change,night')
-    state = learn(model.requires_grad_(False), ids(1, 3))[1]
+    state = empty_state(model.requires_grad_(False), 1)
     assert asleep(model, state, 5) == (state, [])
-    state = learn(model, ids(1, 9))[1]                  # and one night after another, with hardly a day between
+    state = learn(model, ids(1, 3))[1]                  # no weight has moved, but the recurrent memory has read; and one
+                                                        # night after another, with hardly a day between
     for levels in ([0], [2], [2]):
         state, found = asleep(model, state, 5, n_dreams=16, length=4, steps=1)
         assert [row['level'] for row in found] == levels
@@ -125,7 +126,7 @@ def test_what_sleep_made_stays_by_day(day):
     for name, x in new['delta'].items():
         assert torch.equal(x[:, 2], later['delta'][name][:, 2])
     assert all(torch.equal(x[2], y[name][2]) for a, y in zip(new['kept'], later['kept']) for name, x in a.items())
-    assert 2 in dreamers(later)
+    assert 2 in dreamers(between_texts(model, later))
     for _ in range(3):                                  # nights with hardly a day between spoil nothing
         later, _ = asleep(model, learn(model, ids(1, 9, seed=3), later)[1], 5, **A_NIGHT)
     start, then, now = (answers(model, level_of(model, between_texts(model, x), level), text).gather(2, text[..., None])
