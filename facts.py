@@ -82,7 +82,9 @@ class Facts(Marked):
     shortest, marked = 128, 'answers'
 
     def __init__(self, enc, text):
-        self.enc, self.text = enc, text[text != enc.eot_token]
+        self.enc, self.text, rng = enc, text[text != enc.eot_token], random.Random('specimen')
+        some = draw(20, rng)
+        self.of_a_fact = (len(self.passage(some, rng)) + sum(len(self.tokens(''.join(asked(x)))) for x in some)) // 20 + 1
 
     def tokens(self, text):
         return encode(self.enc, text.encode()).tolist()
@@ -105,7 +107,7 @@ class Facts(Marked):
         rng, ids, marks = random.Random(f'facts {seed}'), [self.enc.eot_token], [False]
         while len(ids) < n:
             attributes = rng.sample([*VALUES], int((len(VALUES) + 1) ** rng.random()))
-            facts = draw(rng.randint(1, max(1, (n - len(ids)) // 32)), rng, attributes)
+            facts = draw(rng.randint(1, max(1, (n - len(ids)) // self.of_a_fact)), rng, attributes)
             before = self.passage(facts, rng)
             questions = [[*map(self.tokens, asked(fact))] for fact in rng.sample(facts, len(facts))]
             room = max(0, n - len(ids) - len(before) - sum(map(len, itertools.chain(*questions))))

@@ -41,13 +41,16 @@ SHORT = dict(block_size=128, batch_size=32, max_steps=800, learning_rate=4e-3)
 MIDDLE = dict(block_size=512, batch_size=8, max_steps=500, learning_rate=2e-3)
 LONG = dict(block_size=2048, batch_size=2, max_steps=1000, learning_rate=2e-3)
 ROWS = dict(start_lr=0.1, eval_every=500)
+FACTS = dict(data='facts', schedule='trapezoid', cooldown=0.4) | ROWS
 BASES = {'domains': [('', dict(max_steps=2850, learning_rate=4e-3))],
          'languages': [(name, dict(data='languages') | ROWS | stage)
                        for name, stage in (('-short', SHORT), ('-middle', MIDDLE), ('', LONG))],
          'intents': [('-short', dict(data='intents') | ROWS | SHORT),
                      ('', dict(data='intents') | ROWS | LONG | dict(max_steps=800))],
-         'facts': [('-short', dict(data='facts') | ROWS | SHORT),
-                   ('', dict(data='facts') | ROWS | LONG | dict(max_steps=800))],
+         'facts': [('-short', FACTS | dict(n_head=2, memory_read='after', conv_width=8) | SHORT
+                    | dict(max_steps=900, learning_rate=8e-3)),
+                   ('-middle', FACTS | MIDDLE | dict(max_steps=600, learning_rate=6e-3)),
+                   ('', FACTS | LONG | dict(max_steps=1200, batch_size=1, carry=4, learning_rate=4e-3))],
          'levels': [('', dict(data='niah', tokenizer='bpe:1024', max_steps=3000, learning_rate=4e-3, start_lr=0.1,
                               schedule='trapezoid', cooldown=0.3, eval_every=1000))]}
 

@@ -107,8 +107,8 @@ def test_texts_of_the_other_protocols(options):
             for tokens, counts, _ in passage.scored:
                 question, answer = (enc.decode(tokens[counts == which].tolist()) for which in (0, 1))
                 attribute, name = question.split(':')[1].split('?')[0].strip().split(' of ')
-                assert said.count(f'The {attribute} of {name} is{answer}') + \
-                    said.count(f"{name} has{answer.strip('.')} as {attribute}.") == 2 and question not in said
+                assert said.count(f'The {attribute} of {name} is{answer}.') + \
+                    said.count(f'As {attribute}, {name} has{answer}.') == 2 and question not in said
             text = passage
         else:
             read = {prompt for prompt, _ in text.pairs}
