@@ -43,12 +43,12 @@ ASKED, ANSWERED = '\nQuestion: {attribute} of {name}?', ' {value}'
 OF_A_NAME = 3                   # facts of each name, on average
 
 
-def draw(n, rng, attributes=(*VALUES,)):
+def draw(n, rng, attributes=(*VALUES,), syllables=3):
     """n facts, (name, attribute, value), no two of the same attribute of the same name."""
-    def syllables(k): return ''.join(rng.choice('bdfgklmnprstvz') + rng.choice('aeiou') for _ in range(k)).capitalize()
+    def name(): return ''.join(rng.choice('bdfgklmnprstvz') + rng.choice('aeiou') for _ in range(syllables)).capitalize()
     names, keys = set(), set()
     while len(names) < -(-n // min(OF_A_NAME, len(attributes))):
-        names.add(syllables(3))
+        names.add(name())
     names = sorted(names)
     while len(keys) < n:
         keys.add((rng.choice(names), rng.choice(attributes)))
@@ -102,12 +102,14 @@ class Facts(Marked):
         """
         n tokens -> token ids, whether each is part of an answer: passages, each with text and its questions behind it,
         each asked once. Short and long gaps are equally frequent, passages of few attributes as much as of many: else
-        the attribute alone tells most answers, and names are not learned to be looked up.
+        the attribute alone tells most answers, and names are not learned to be looked up. In short rows a name has one
+        syllable, so that it is found out what there is to recall.
         """
         rng, ids, marks = random.Random(f'facts {seed}'), [self.enc.eot_token], [False]
         while len(ids) < n:
             attributes = rng.sample([*VALUES], int((len(VALUES) + 1) ** rng.random()))
-            facts = draw(rng.randint(1, max(1, (n - len(ids)) // self.of_a_fact)), rng, attributes)
+            count = rng.randint(1, max(1, (n - len(ids)) // self.of_a_fact))
+            facts = draw(count, rng, attributes, syllables=1 if n < 256 else 3)
             before = self.passage(facts, rng)
             questions = [[*map(self.tokens, asked(fact))] for fact in rng.sample(facts, len(facts))]
             room = max(0, n - len(ids) - len(before) - sum(map(len, itertools.chain(*questions))))

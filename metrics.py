@@ -97,11 +97,13 @@ def verdicts(protocol, found, n_facts=()):
     if {'least-squares', 'ridge'} <= {*found}:
         out.append(claim('the memory of least squares answers as ridge regression on all requests does, to 0.5 points',
                          [-abs(x) for x in pairs('least-squares', 'ridge', final)], -0.5))
-    if {'hope-3', 'finetune'} <= {*found} and protocol == 'facts':
-        for j, n in enumerate(n_facts):            # in points above what was answered before, not below 0
-            def left(r): return main_score(r['R'][2][j]) - main_score(r['R'][0][j])
+    for j, n in enumerate(n_facts if protocol == 'facts' else ()):      # in points above what was answered before
+        def left(r): return main_score(r['R'][2][j]) - main_score(r['R'][0][j])
+        if {'hope-3', 'finetune'} <= {*found}:
             out.append(claim(f'of {n} facts hope-3 keeps twice what fine-tuning keeps, and some',
                              [left(a) - 2 * max(0, left(b)) for a, b in zip(found['hope-3'], found['finetune'])]))
+        out += [claim(f'of {n} facts sleep-1 keeps more than {rival}', pairs('sleep-1', rival, left))
+                for rival in ('finetune', 'icl', 'hope-1') if {'sleep-1', rival} <= {*found}]
     return out
 
 
