@@ -101,15 +101,15 @@ class Facts(Marked):
     def row(self, n, seed):
         """
         n tokens -> token ids, whether each is part of an answer: passages, each with text and its questions behind it,
-        each asked once. Short and long gaps are equally frequent, passages of few attributes as much as of many: else
+        each asked once. Few and many facts are equally frequent, short and long gaps, and few and many attributes: else
         the attribute alone tells most answers, and names are not learned to be looked up. In short rows a name has one
         syllable, so that it is found out what there is to recall.
         """
         rng, ids, marks = random.Random(f'facts {seed}'), [self.enc.eot_token], [False]
         while len(ids) < n:
             attributes = rng.sample([*VALUES], int((len(VALUES) + 1) ** rng.random()))
-            count = rng.randint(1, max(1, (n - len(ids)) // self.of_a_fact))
-            facts = draw(count, rng, attributes, syllables=1 if n < 256 else 3)
+            most = max(1, (n - len(ids)) // self.of_a_fact)
+            facts = draw(int((most + 1) ** rng.random()), rng, attributes, syllables=1 if n < 256 else 3)
             before = self.passage(facts, rng)
             questions = [[*map(self.tokens, asked(fact))] for fact in rng.sample(facts, len(facts))]
             room = max(0, n - len(ids) - len(before) - sum(map(len, itertools.chain(*questions))))

@@ -48,8 +48,8 @@ BASES = {'domains': [('', dict(max_steps=2850, learning_rate=4e-3))],
          'intents': [('-short', dict(data='intents') | ROWS | SHORT),
                      ('', dict(data='intents') | ROWS | LONG | dict(max_steps=800))],
          'facts': [('-short', FACTS | dict(n_head=2, memory_read='after', conv_width=8) | SHORT
-                    | dict(max_steps=900, learning_rate=8e-3)),
-                   ('-middle', FACTS | MIDDLE | dict(max_steps=600, learning_rate=6e-3)),
+                    | dict(max_steps=500, learning_rate=8e-3)),
+                   ('-middle', FACTS | MIDDLE | dict(max_steps=800, learning_rate=6e-3)),
                    ('', FACTS | LONG | dict(max_steps=1200, batch_size=1, carry=4, learning_rate=4e-3))],
          'levels': [('', dict(data='niah', tokenizer='bpe:1024', max_steps=3000, learning_rate=4e-3, start_lr=0.1,
                               schedule='trapezoid', cooldown=0.3, eval_every=1000))]}

@@ -148,7 +148,8 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     found = [{'level': level, 'share': share, 'dreams': texts[level], 'start': missed(level, start),
               'mean': missed(level, (weights, kept))} for level, share in shares.items()]
     texts_to_learn = {level: text[len(text) // 8:] for level, text in texts.items()}
-    weights, kept = distil(model, known, texts_to_learn, shares, weights, kept, steps, rate, generator, note)
+    if len(known) > 1:                                          # one level alone is taken as it is
+        weights, kept = distil(model, known, texts_to_learn, shares, weights, kept, steps, rate, generator, note)
     for row in found:
         row['left'] = missed(row['level'], (weights, kept))
     learned = state['learned'] + state['pending'].shape[1]      # what was pending is forgotten
