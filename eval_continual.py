@@ -5,6 +5,7 @@ Does a model learn one thing after another without losing what it knew?
     python eval_continual.py --protocol=languages       two invented languages (languages.py)
     python eval_continual.py --protocol=intents         150 classes of requests, fifteen at a time (intents.py)
     python eval_continual.py --protocol=facts           facts told once, asked for after other text (facts.py)
+    python eval_continual.py --protocol=days            ... and more of them every day
     python eval_continual.py --protocol=levels          do more levels help, and faster ones (the paper's figure 7)
     python eval_continual.py --quick                    the same in under two minutes, with tiny models: that it runs
     python eval_continual.py --learners=finetune,hope-3 --seeds=1
@@ -48,7 +49,7 @@ from protocols import BASES, CLOCKS, DOMAINS, digest, score, texts
 one_line_errors()
 HERE = os.path.dirname(os.path.abspath(__file__))
 CODE = sorted(glob.glob(os.path.join(HERE, '*.py')))        # a result that was kept is of this code
-QUICK = dict(seeds=1, n_bytes=6_000, n_lines=30, n_tasks=2, n_requests=3, facts='1,20', n_other=500)
+QUICK = dict(seeds=1, n_bytes=6_000, n_lines=30, n_tasks=2, n_requests=3, n_days=2, n_other=500)
 
 
 @dataclass
@@ -63,9 +64,10 @@ class Continual:
     n_lines: int = 600                  # languages: of each that is read; a sixth as many are scored
     n_tasks: int = 10                   # intents: how many parts of fifteen are read, one after the other
     n_requests: int = 30                # intents: of each intent that are read; a tenth as many are scored
-    facts: str = '1,20,200'             # facts: how many a passage has
-    n_readings: int = 1                 # facts: how often it is read, one time after the other
-    n_other: int = 10_000               # facts: tokens of other text before the questions
+    facts: str = ''                     # facts, days: how many a passage has ('' = 1,20,200; of days 20)
+    n_readings: int = 1                 # ... how often it is read, one time after the other
+    n_other: int = 10_000               # ... tokens of other text behind it
+    n_days: int = 8                     # days: how many
     out_dir: str = 'out-continual'      # where base models and results are kept
     json: str = ''                      # the file of results ('' = OUT_DIR/PROTOCOL.json)
     quick: bool = False                 # tiny models, little text, one seed: whether it works, not how well
@@ -76,8 +78,11 @@ class Continual:
         theirs = LEARNERS + ON_FEATURES * (self.protocol == 'intents')
         self.learners = self.learners or ','.join(theirs)
         words('learners', self.learners, theirs)
-        self.n_facts = numbers('facts', self.facts)
-        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines', 'n_tasks', 'n_requests', 'n_readings', 'n_other'):
+        self.n_facts = numbers('facts', self.facts or ('20' if self.protocol == 'days' else '1,20' if self.quick
+                                                          else '1,20,200'))
+        check(self.protocol != 'days' or len(self.n_facts) == 1, f'--protocol=days takes one number, not {self.facts}')
+        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines', 'n_tasks', 'n_requests', 'n_readings', 'n_other',
+                     'n_days'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(self.n_languages <= 26, f'--n_languages must be at most 26, not {self.n_languages}')
         check(self.n_tasks <= 10, f'--n_tasks must be at most 10, not {self.n_tasks}')
@@ -125,7 +130,8 @@ def train(folder, **options):
 
 def base_model(seed):
     """The path of the checkpoint that the learners of a seed begin with, the checkpoint, and its tokenizer."""
-    folder = f"{args.protocol}-{seed}{'-quick' * args.quick}"
+    kind = 'facts' if args.protocol == 'days' else args.protocol
+    folder = f"{kind}-{seed}{'-quick' * args.quick}"
     path = None
     for stage, options in BASES[args.protocol]:
         path = train(folder + stage, seed=seed, **options, **({'init_from': path} if path else {'mixer': 'hope'}))
@@ -184,7 +190,7 @@ def run(name, seed, checkpoint, enc, todo, chosen):
         start = time.perf_counter()
         R, alone, learner = measure(lambda: make(name, checkpoint, steps, base), enc, base, tasks, name == 'joint')
         return {'R': R, 'alone': alone, 'seconds': time.perf_counter() - start, 'state_bytes': learner.bytes(),
-                'passes': args.n_readings if args.protocol == 'facts' else 1}
+                'passes': args.n_readings if args.protocol in ('facts', 'days') else 1}
     found = kept_result({'run': name, 'of': digest(todo), 'steps': steps, 'model': owner(checkpoint)}, measured)
     values, alone = [[x and main_score(x) for x in row] for row in found['R']], [main_score(x) for x in found['alone']]
     if args.protocol == 'facts':                        # each column has been read by itself: before, read, other text
@@ -194,14 +200,17 @@ def run(name, seed, checkpoint, enc, todo, chosen):
 
 def read_in_turn(fresh, enc, base, tasks, at_once):
     """
-    Scores R of all texts before any is read and after each (of intents of the last one and, in the end, of all), those
-    of each when it alone was read (of intents, after it was), and the learner. fresh() makes one; at_once: all texts
-    are read together, and as much of the base text as of one of them.
+    Scores R of all texts before any is read and after each (of intents and days of the last one and, in the end, of
+    all; of days so far after 1, 2, 4, 8, .. as well), those of each when it alone was read (of intents and days, after
+    it was), and the learner. fresh() makes one; at_once: all texts are read together, and as much of the base text as
+    of one of them.
     """
     def scores(learner, i):
         names = [name for text in tasks[:i] for name in text.names]
-        return [score(text, *learner.to_score(), enc, names) if text.unit != 'intents' or i in (0, j, len(tasks)) else
-                None for j, text in enumerate([base, *tasks]) if text.scored]
+        whole = i in (0, len(tasks)) or args.protocol == 'days' and i & (i - 1) == 0        # 1, 2, 4, 8, ..
+        def told(j, text): return text.unit not in ('intents', 'whole') or j == i or whole and j <= (i or len(tasks))
+        return [score(text, *learner.to_score(), enc, names) if told(j, text) else None
+                for j, text in enumerate([base, *tasks]) if text.scored]
     learner = fresh()
     R = [scores(learner, 0)]
     for i, text in enumerate(tasks):
@@ -210,9 +219,11 @@ def read_in_turn(fresh, enc, base, tasks, at_once):
         elif i == 0:
             more = [window for other in tasks[1:] for window in learner.windows(other.tokens)]
             learner.learn(text, more + learner.windows(base.tokens)[:len(learner.windows(text.tokens))])
+        if args.protocol == 'days' and learner.name.startswith('sleep'):
+            learner.sleep()
         R.append(scores(learner, i + 1))
-    if args.protocol == 'intents':
-        return R, [R[j + 1][j] for j in range(len(tasks))], learner
+    if args.protocol in ('intents', 'days'):
+        return R, [R[j + 1][j - len(tasks)] for j in range(len(tasks))], learner
     alone = [R[1][-len(tasks)]]
     for text in tasks[1:]:
         other = fresh()

@@ -31,7 +31,7 @@ def metrics(R, alone, first, at_once=False):
 
 
 UNITS = {'domains': 'bits per byte', 'languages': '% of meanings right', 'intents': '% of requests right',
-         'facts': '% of questions answered'}
+         'facts': '% of questions answered', 'days': '% of questions answered, of the base in bits per byte'}
 PASSAGE = ('before', 'read', 'other text')      # rows of facts
 
 
@@ -43,11 +43,15 @@ def mean_and_error(values):
 
 
 def summary(runs):
-    """{'gained', 'kept', 'kept_first', 'lost', 'final': (mean, standard error)} over seeds, means over texts."""
+    """
+    {'gained', 'kept', 'kept_first', 'lost', 'final': (mean, standard error)} over seeds, means over texts; final: over
+    all that is scored in the last text's unit.
+    """
     def mean(values): return sum(values) / len(values)
     rows = {'gained': [mean(r['gained']) for r in runs], 'kept': [mean(r['kept']) for r in runs],
             'kept_first': [mean(r['kept'][:-1] or r['kept']) for r in runs], 'lost': [r['lost'] for r in runs],
-            'final': [mean([main_score(x) for x in r['R'][-1]]) for r in runs]}
+            'final': [mean([main_score(x) for x in r['R'][-1] if ('bpb' in x) == ('bpb' in r['R'][-1][-1])])
+                      for r in runs]}
     return {name: mean_and_error(values) for name, values in rows.items()}
 
 
@@ -85,6 +89,9 @@ def verdicts(protocol, found, n_facts=()):
     for rival in found:
         if 'hope-3' in found and rival not in ('nothing', 'hope-3', *levels[-2:-1]):
             out.append(claim(f'hope-3 ends better than {rival}', pairs('hope-3', rival, final)))
+    for rival in found if 'sleep-1' in found and protocol == 'days' else ():
+        if rival not in ('nothing', 'sleep-1'):
+            out.append(claim(f'sleep-1 knows more of all days in the end than {rival}', pairs('sleep-1', rival, final)))
     if 'hope-3' in found and protocol in ('domains', 'languages'):
         out.append(claim('hope-3 keeps 90 % of its gain on all but the last',
                          [first_ones(r) for r in found['hope-3']], 0.9))

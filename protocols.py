@@ -7,6 +7,8 @@ Protocols: what is read one after the other in eval_continual.py, how it is scor
                 far, is the right one (intents.py)
     facts       passages of invented facts, each by itself; % of the questions answered, before it is read, after, and
                 after other text (facts.py)
+    days        one such passage after the other, other text behind each: how much of the first one is left, of the
+                last, of all; who sleeps does so after each
     levels      needles in 4,096 tokens, and bits per byte of a long text, by a reader of one to four levels that move
                 by clocks (eval_continual.py alone)
 
@@ -15,6 +17,7 @@ Protocols: what is read one after the other in eval_continual.py, how it is scor
 
 Does NOT include: learning (learners.py), what follows from the scores (eval_continual.py).
 """
+import dataclasses
 import functools
 import hashlib
 import math
@@ -53,6 +56,7 @@ BASES = {'domains': [('', dict(max_steps=2850, learning_rate=4e-3))],
                    ('', FACTS | LONG | dict(max_steps=1200, batch_size=1, carry=4, learning_rate=4e-3))],
          'levels': [('', dict(data='niah', tokenizer='bpe:1024', max_steps=3000, learning_rate=4e-3, start_lr=0.1,
                               schedule='trapezoid', cooldown=0.3, eval_every=1000))]}
+BASES['days'] = BASES['facts']
 
 # levels: clocks of four levels for each slowest one, in tokens; of fewer levels the slowest of them
 CLOCKS = {512: (64, 128, 256, 512), 2048: (64, 256, 1024, 2048), 8192: (64, 512, 2048, 8192)}
@@ -135,8 +139,13 @@ def rows_of(task, seed, n=8):
 
 
 def passages(o, enc, seed):
-    """Passages of each number of facts, other text to be read after them, and passages that steps are chosen by."""
+    """
+    Passages of each number of facts, other text to be read after them, and passages that steps are chosen by. Of days
+    a passage and other text for each, and of the base some text that nobody reads.
+    """
     _, text, _, _ = prepare('english', quiet=True, enc=enc)
+    if o.protocol == 'days':
+        text, base = text[:-2000], text[-2000:]
     task = Facts(enc, text)
     after = torch.tensor(task.other(o.n_other, random.Random(f'other {seed}')))
 
@@ -150,8 +159,16 @@ def passages(o, enc, seed):
         return Text(title, tokens.repeat(o.n_readings), scored, 'whole')
     def column(n, count, title):
         return Text(title, after, unit='whole', passages=[passage(n, f'{title} {i}') for i in range(count)])
-    tasks = [column(n, max(1, PASSAGES // (1 + n // 10)), f'{n} fact' + 's' * (n > 1)) for n in o.n_facts]
-    return Text('base', rows_of(task, seed)), tasks, column(20, 3, 'steps')
+    old, by = Text('base', rows_of(task, seed)), column(20, 3, 'steps')
+    if o.protocol == 'facts':
+        return old, [column(n, max(1, PASSAGES // (1 + n // 10)), f'{n} fact' + 's' * (n > 1)) for n in o.n_facts], by
+
+    def day(title):
+        text, behind = passage(o.n_facts[0], title), task.other(o.n_other, random.Random(f'other {title} {seed}'))
+        return dataclasses.replace(text, tokens=torch.cat([text.tokens, torch.tensor(behind)]))
+    base = torch.from_numpy(base.astype(int))
+    old.unit, old.scored = 'bpb', [(base, base >= 0, len(enc.decode_bytes(base[1:].tolist())))]
+    return old, [day(f'day {i + 1}') for i in range(o.n_days)], by
 
 
 def texts(o, enc, seed):

@@ -8,7 +8,8 @@ new text must take another's place. Asleep nothing is read, and no text was stor
     1   every level that holds something dreams: it writes texts by itself, with its own weights, from what it keeps of
         the recurrent memories; of each level as many as its share of what was saved
     2   one level, at first the mean of them all, learns to answer on each dream as the level does that dreamed it: down
-        the gradient of KL(dreamer || it), for its MLPs and for what it keeps of the recurrent memories
+        the gradient of KL(dreamer || it), for its MLPs and for what it keeps of the recurrent memories. Where there is
+        one dreamer alone, it is what that one is
     3   it is the slowest but for the start, --cms_chunks=128,change,change,night, and stays as it is until the next
         night; the other levels are at the start again
 
@@ -148,7 +149,7 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     found = [{'level': level, 'share': share, 'dreams': texts[level], 'start': missed(level, start),
               'mean': missed(level, (weights, kept))} for level, share in shares.items()]
     texts_to_learn = {level: text[len(text) // 8:] for level, text in texts.items()}
-    if len(known) > 1:                                          # one level alone is taken as it is
+    if len(known) > 1:
         weights, kept = distil(model, known, texts_to_learn, shares, weights, kept, steps, rate, generator, note)
     for row in found:
         row['left'] = missed(row['level'], (weights, kept))

@@ -1,5 +1,6 @@
 """One text after another: what follows from a matrix of scores, what is read and scored, the script end to end."""
 import json
+from statistics import mean
 
 import pytest
 import torch
@@ -175,7 +176,8 @@ def test_quick_end_to_end(tmp_path, capsys):
 
 @pytest.mark.parametrize('protocol, learners, scored, more', [
     ('languages', 'nothing,icl', 2, []), ('intents', 'means,least-squares,ridge', 2, []),
-    ('facts', 'nothing,finetune,joint', 1, ['--facts=2', '--n_other=260'])])
+    ('facts', 'nothing,finetune,joint', 1, ['--facts=2', '--n_other=260']),
+    ('days', 'nothing,sleep-1', 3, ['--facts=2', '--n_other=260'])])
 def test_quick_of_the_other_protocols(tmp_path, capsys, protocol, learners, scored, more):
     inside('eval_continual.py', '--quick', f'--protocol={protocol}', f'--learners={learners}', f'--out_dir={tmp_path}',
            *more)
@@ -185,7 +187,9 @@ def test_quick_of_the_other_protocols(tmp_path, capsys, protocol, learners, scor
     for name, learner in found['learners'].items():
         run, = learner['seeds']
         assert f'{name}: R, % of ' in out and len(run['R']) == 3 and len(run['R'][-1]) == scored
-        assert learner['final'][0] == sum(x['right'] for x in run['R'][-1]) / scored
+        if protocol == 'days':
+            assert [[x is None for x in row] for row in run['R']] == [[False] * 3, [False, False, True], [False] * 3]
+        assert learner['final'][0] == mean(x['right'] for x in run['R'][-1] if 'right' in x)
     if protocol == 'intents':
         assert 'requests of none' in out and found['learners']['ridge']['final'][0] > 20
         assert found['learners']['ridge']['final'] == found['learners']['least-squares']['final']
