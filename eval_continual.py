@@ -16,7 +16,7 @@ passage. What is read and how it is scored stands in protocols.py.
 Those who learn stand in learners.py; hope-N is --learn of sample.py with N slow levels (evidence.py), sleep-N sleeps as
 well (sleep.py). All read the same tokens once. finetune and clock have the best of five step sizes by what they gain on
 a text that is not scored (of facts, by what is left of it after other text); replay and joint have finetune's, hope and
-sleep clock's, ewc the best of five strengths by gain less loss.
+sleep clock's, ewc the best of five strengths by gain less loss (where there is no base text, of two texts in turn).
 
 R[i, j] is the score on j after reading i, 0 the base text; gained R[j, j] - b_j, b_j before any; lost, of the base in
 the end; kept, the share of what j alone gains that is left in the end. Of intents it is the share of what was right
@@ -160,25 +160,33 @@ def kept_result(key, make_result):
     return result
 
 
-def choose(kind, checkpoint, enc, base, text, chosen):
-    """[(step, gain on what is not scored, loss of the base)] for each of five steps; of facts, what is left of it."""
-    steps = steps_for(kind, chosen)
+def choose(kind, checkpoint, enc, base, others, chosen):
+    """
+    [(step, gain on what is not scored, loss of the base)] for each of five steps; of facts, what is left of it. ewc
+    reads all others in turn, and its loss is of the first ones too: without a base text, one alone has nothing to hold.
+    """
+    steps, others = steps_for(kind, chosen), others if kind == 'ewc' else others[:1]
+    names = [name for text in others for name in text.names]
 
     def measure():
         rows = []
         for step in STEPS[kind]:
             def fresh(): return make(kind, checkpoint, steps | {kind: step}, base)
-            if text.passages:
-                before, _, left = (main_score(row[0]) for row in read_passages(fresh, enc, base, [text], False)[0])
+            if others[0].passages:
+                before, _, left = (main_score(row[0]) for row in read_passages(fresh, enc, base, others, False)[0])
                 rows.append([step, left - before, 0.0])
                 continue
             learner = fresh()
-            before = [main_score(score(x, *learner.to_score(), enc, x.names)) for x in (text, base)]
-            learner.learn(text)
-            now = [main_score(score(x, *learner.to_score(), enc, x.names)) for x in (text, base)]
-            rows.append([step, now[0] - before[0], before[1] - now[1]])
+            def scores(): return [main_score(score(x, *learner.to_score(), enc, names)) for x in (base, *others)]
+            R = [scores()]
+            for text in others:
+                learner.learn(text)
+                R.append(scores())
+            gains = [R[i][i] - R[0][i] for i in range(1, len(R))]
+            lost = [R[i][i] - R[-1][i] for i in range(len(R))]
+            rows.append([step, sum(gains) / len(gains), lost[0] + sum(lost[1:]) / len(gains)])
         return rows
-    return kept_result({'steps of': kind, 'with': steps, 'by': digest([text]), 'model': owner(checkpoint)}, measure)
+    return kept_result({'steps of': kind, 'with': steps, 'by': digest(others), 'model': owner(checkpoint)}, measure)
 
 
 def run(name, seed, checkpoint, enc, todo, chosen):
@@ -332,14 +340,14 @@ def main():
     found, curves, names = {name: [] for name in args.learners.split(',')}, {}, []
     for seed in range(1, args.seeds + 1):
         _, checkpoint, enc = base_model(seed)
-        base, tasks, other = texts(args, enc, seed)
+        base, tasks, others = texts(args, enc, seed)
         todo = [base, *tasks]
         names = [text.name for text in todo if text.scored or text.passages]
         if seed == 1:                                   # step sizes, once
             chosen = {}
             needed = {kind for name in found for kind in steps_for(name, dict.fromkeys(STEPS))}
             for kind in (kind for kind in STEPS if kind in needed):
-                curves[kind] = choose(kind, checkpoint, enc, todo[0], other, chosen)
+                curves[kind] = choose(kind, checkpoint, enc, base, others, chosen)
                 of = (lambda row: row[1] - row[2]) if kind == 'ewc' else (lambda row: row[1])
                 chosen[kind] = max(curves[kind], key=of)[0]
                 print(f'{clear(sys.stdout)}{kind}: step, gained on a text not scored, lost of the base: '

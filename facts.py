@@ -45,7 +45,7 @@ OF_A_NAME = 3                   # facts of each name, on average
 
 def draw(n, rng, attributes=(*VALUES,), syllables=3):
     """n facts, (name, attribute, value), no two of the same attribute of the same name."""
-    def name(): return ''.join(rng.choice('bdfgklmnprstvz') + rng.choice('aeiou') for _ in range(syllables)).capitalize()
+    def name(): return ''.join(rng.choice(some) for some in ('bdfgklmnprstvz', 'aeiou') * syllables).capitalize()
     names, keys = set(), set()
     while len(names) < -(-n // min(OF_A_NAME, len(attributes))):
         names.add(name())
@@ -83,8 +83,8 @@ class Facts(Marked):
 
     def __init__(self, enc, text):
         self.enc, self.text, rng = enc, text[text != enc.eot_token], random.Random('specimen')
-        some = draw(20, rng)
-        self.of_a_fact = (len(self.passage(some, rng)) + sum(len(self.tokens(''.join(asked(x)))) for x in some)) // 20 + 1
+        pieces = [told(fact, rng) + ''.join(asked(fact)) for fact in draw(20, rng)]
+        self.of_a_fact = len(self.tokens(''.join(pieces))) // 20 + 1    # tokens to tell and to ask for one
 
     def tokens(self, text):
         return encode(self.enc, text.encode()).tolist()

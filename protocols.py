@@ -12,7 +12,7 @@ Protocols: what is read one after the other in eval_continual.py, how it is scor
     levels      needles in 4,096 tokens, and bits per byte of a long text, by a reader of one to four levels that move
                 by clocks (eval_continual.py alone)
 
-    base, tasks, other = texts(o, enc, seed)        other: the one that step sizes are chosen by, which is not scored
+    base, tasks, others = texts(o, enc, seed)       others: what step sizes are chosen by, which is not scored
     score(text, reader, state, enc, names)          of what a learner has become (learners.py)
 
 Does NOT include: learning (learners.py), what follows from the scores (eval_continual.py).
@@ -129,8 +129,9 @@ def intents(o, enc, seed):
     tasks = [part(f'{len(names)} {i + 1}', names, lambda name: found[name]['read'][:n],
                   lambda name: found[name]['scored'][:m]) for i, names in enumerate(parts)]
     tasks[-1].none = [prompt_of(enc, request) for request in none[:100]]
-    other = part('steps', parts[0], lambda name: found[name]['read'][n:-m][:n], lambda name: found[name]['read'][-m:])
-    return Text('base', rows_of(Requests(enc, content_words()), seed)), tasks, other
+    others = [part('steps', names, lambda name: found[name]['read'][n:-m][:n], lambda name: found[name]['read'][-m:])
+              for names in parts[:2]]
+    return Text('base', rows_of(Requests(enc, content_words()), seed)), tasks, others
 
 
 def rows_of(task, seed, n=8):
@@ -159,7 +160,7 @@ def passages(o, enc, seed):
         return Text(title, tokens.repeat(o.n_readings), scored, 'whole')
     def column(n, count, title):
         return Text(title, after, unit='whole', passages=[passage(n, f'{title} {i}') for i in range(count)])
-    old, by = Text('base', rows_of(task, seed)), column(20, 3, 'steps')
+    old, by = Text('base', rows_of(task, seed)), [column(20, 3, 'steps')]
     if o.protocol == 'facts':
         return old, [column(n, max(1, PASSAGES // (1 + n // 10)), f'{n} fact' + 's' * (n > 1)) for n in o.n_facts], by
 
@@ -173,16 +174,16 @@ def passages(o, enc, seed):
 
 def texts(o, enc, seed):
     """
-    The base text, those that are read one after the other (facts: each by itself), and the one that step sizes are
+    The base text, those that are read one after the other (facts: each by itself), and one or two that step sizes are
     chosen by. o: the options of eval_continual.py.
     """
     if o.protocol == 'domains':
         base, *tasks = [domain(name, enc, seed, o.n_bytes) for name in ('python', *o.domains.split(','))]
-        return base, tasks, domain(CHOOSE_BY, enc, seed, o.n_bytes)
+        return base, tasks, [domain(CHOOSE_BY, enc, seed, o.n_bytes)]
     if o.protocol == 'languages':
         names = [chr(65 + i) for i in range(o.n_languages)]
         return Text('none', NONE), [language(name, enc, seed, o.n_lines) for name in names], \
-            language('steps', enc, seed, o.n_lines)
+            [language(name, enc, seed, o.n_lines) for name in ('steps', 'more steps')]
     return intents(o, enc, seed) if o.protocol == 'intents' else passages(o, enc, seed)
 
 

@@ -98,7 +98,7 @@ def test_texts_of_the_other_protocols(options):
     """The same seed gives the same texts; what is scored is not read, in what is scored and in what chooses steps."""
     enc = get_tokenizer('bytes')
     o = type('Options', (), options)
-    (base, tasks, other), (_, again, _), (_, another, _) = (texts(o, enc, seed) for seed in (1, 1, 2))
+    (base, tasks, (other, *_)), (_, again, _), (_, another, _) = (texts(o, enc, seed) for seed in (1, 1, 2))
     assert len(base.tokens) > 1000 and not base.scored
     for text, same, different in zip(tasks, again, another):
         if o.protocol == 'facts':
