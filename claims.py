@@ -231,12 +231,10 @@ CLAIMS = {
         compare=before('hope-3, two, kept', 'finetune, two, kept')
         + before('hope-3, four, kept', 'hope-1, four, kept', 'icl, four, kept')),
     'facts': dict(
-        says='... of facts, after other text', row='facts told once',
-        measure=in_turn(('final',), {
-            name: dict(protocol='facts', facts=20, n_readings=n, learners='icl,finetune,hope-1,hope-3')
-            for name, n in (('once', 1), ('often', 8))}),
-        compare=before('hope-3, once, final', 'finetune, once, final')
-        + before('hope-3, often, final', 'finetune, often, final')),
+        says='... of facts, after other text', row='facts told once', seeds=3,
+        measure=in_turn(('final',), {'facts': dict(protocol='facts', facts=20, learners='icl,finetune,hope-3,sleep-1')}),
+        compare=before('hope-3, facts, final', 'finetune, facts, final')
+        + before('sleep-1, facts, final', 'finetune, facts, final', 'hope-3, facts, final')),
     'intents': dict(
         says='... of classes of requests', row='classes of requests',
         full='of 150 classes fine-tuning keeps 6 %, one slow level 1, least squares 63',
