@@ -237,7 +237,7 @@ CLAIMS = {
         + before('sleep-1, facts, final', 'finetune, facts, final', 'hope-3, facts, final')),
     'intents': dict(
         says='... of classes of requests', row='classes of requests',
-        full='of 150 classes fine-tuning keeps 6 %, one slow level 1, least squares 63',
+        full='of 150 fine-tuning keeps 6 %, hope 1, least squares 63',
         measure=in_turn(('final',), {'classes': dict(
             protocol='intents', learners='icl,finetune,hope-1,least-squares')}, n_tasks=1, n_requests=1),
         compare=before('hope-1, classes, final', 'finetune, classes, final')),
