@@ -7,7 +7,8 @@ Names are invented, so that nobody can know the answer beforehand; values are co
 attributes, so that a guess is right one time in sixteen. A value is one token and stands right behind its key, name and
 attribute, wherever it is told or asked for: what is asked here is to keep facts, not to find them in a sentence.
 
-    python train.py --data=facts --start_lr=0.1 --out_dir=out-facts     learn to answer questions on a passage
+    python train.py --data=facts --start_lr=0.1 --out_dir=out-facts     learn to answer questions on a passage, best in
+                                                                        the stages of protocols.py: short rows first
     python facts.py                                                     a passage, its questions, a row of training
 
 A row of training has passages of its own, text behind each, then its questions. In eval_continual.py

@@ -11,8 +11,8 @@ Learners: what reads one text after another, in as many ways as people have trie
     ewc         ... held by the Fisher information                      evidence (evidence.py), from what each keeps
     replay-P    ... beside P % of all that was read before, the base model's corpus among it
     clocks      as hope-3, but its slow levels follow every 2,048, 16,384 and 65,536 tokens, whatever is read
-    sleep-N     as hope-N, and after every 16,384 tokens its levels become one that stays (sleep.py); of facts, after
-                the passage as well
+    sleep-N     as hope-N, and after every 16,384 tokens its levels become one that stays (sleep.py); of facts
+                and days after every passage as well
                 (of all N and P, eval_continual.py has those in LEARNERS)
 
 and, of intents, on what the frozen model makes of a request:
