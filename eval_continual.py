@@ -227,8 +227,6 @@ def read_in_turn(fresh, enc, base, tasks, at_once):
         elif i == 0:
             more = [window for other in tasks[1:] for window in learner.windows(other.tokens)]
             learner.learn(text, more + learner.windows(base.tokens)[:len(learner.windows(text.tokens))])
-        if args.protocol == 'days' and learner.name.startswith('sleep'):
-            learner.sleep()
         R.append(scores(learner, i + 1))
     if args.protocol in ('intents', 'days'):
         return R, [R[j + 1][j - len(tasks)] for j in range(len(tasks))], learner
@@ -254,8 +252,6 @@ def read_passages(fresh, enc, base, tasks, at_once):
             def now(): return score(passage, *learner.to_score(), enc)['right']
             rows.append([now()])
             learner.learn(passage, *([learner.windows(text.tokens)] if at_once else []))
-            if learner.name.startswith('sleep'):
-                learner.sleep()
             rows[-1].append(now())
             if not at_once:
                 learner.learn(text)

@@ -2,7 +2,7 @@
 Learners: what reads one text after another, in as many ways as people have tried (eval_continual.py compares them).
 
     learner = make('hope-3', checkpoint, {'clock': 1.0}, base)      base: its corpus, for those who keep some of it
-    learner.learn(text)                                             text.tokens (1-D), text.name
+    learner.learn(text)                                             text.tokens (1-D), text.name, text.night
     reader, state = learner.to_score()                              what it has become, to be read with
 
     nothing     the model as it is                          joint       fine-tuned on all of it at once: the ceiling
@@ -98,10 +98,8 @@ class Stream:
     def learn(self, text):
         if self.name != 'nothing':
             self.state = read(self.reader, text.tokens, self.state, f'{self.name} reads {text.name}:')[2]
-
-    def sleep(self):
-        """sleep-N: a night, wherever it stands."""
-        self.state = self.reader.sleep(self.state)
+        if self.name.startswith('sleep') and text.night:
+            self.state = self.reader.sleep(self.state)
 
     def to_score(self):
         """What it has read last is all the context that icl and clock have; with levels, each has what it keeps."""

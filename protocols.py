@@ -73,6 +73,7 @@ class Text:
     names: list = field(default_factory=list)       # ... the names that it brings
     none: list = field(default_factory=list)        # ... prompts of no intent
     passages: list = field(default_factory=list)    # facts: each is read by a learner of its own, and then tokens
+    night: bool = False                             # ... and days: whether who sleeps does so behind it
 
 
 NONE = torch.empty(0, dtype=torch.long)
@@ -157,7 +158,7 @@ def passages(o, enc, seed):
             marks = [False] * len(question) + [True] * len(answer)
             scored.append((torch.tensor(question + answer), torch.tensor(marks), 0))
         tokens = torch.tensor([enc.eot_token] + task.passage(facts, rng))
-        return Text(title, tokens.repeat(o.n_readings), scored, 'whole')
+        return Text(title, tokens.repeat(o.n_readings), scored, 'whole', night=True)
     def column(n, count, title):
         return Text(title, after, unit='whole', passages=[passage(n, f'{title} {i}') for i in range(count)])
     old, by = Text('base', rows_of(task, seed)), [column(20, 3, 'steps')]

@@ -62,7 +62,7 @@ def test_texts_that_take_turns():
 
 
 class Text:
-    name, tokens = 'x', torch.arange(3 * WINDOW + 1) % 17
+    name, tokens, night = 'x', torch.arange(3 * WINDOW + 1) % 17, False
 
 
 def test_what_learners_keep():
