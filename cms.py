@@ -111,11 +111,8 @@ class CMS(nn.Module):
 
     def forward(self, x, fast=None):
         """
-        x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None. Where these
-        are R rows for each stream, x (B, T, D) -> (B R, T, D).
+        x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None.
         """
-        if fast and (R := len(next(iter(fast.values()))) // len(x)) > 1:
-            x = x.repeat_interleave(R, dim=0)
         total = x
         for i, level in enumerate(self.levels):
             # torch.compile makes one code for all blocks, as long as none of them reads its own number
@@ -179,11 +176,11 @@ def empty_state(model, batch_size):
                         copies delta is (B, K, 2 h, D), the fastest level first, and nothing is gathered
     learned             tokens that the weights have learned from; trace, where it stands, saves work: the weights of
                         now, and what a whole chunk was read as
-    kept                of copies: what is kept of the mixers' state by each level, of the blocks after the first
+    kept                of copies: what is kept of the mixers' state by each level
     log_w, said, book   of copies that are read out: evidence.py; said (B, R, V), what the rows say of the next token
     """
     o, device, weights, R = model.config, model.embed.weight.device, weights_of(model), n_rows(model.config)
-    recurrent = model.init_state(batch_size, device)[:1] + model.init_state(batch_size * R, device)[1:]
+    recurrent = model.init_state(batch_size * R, device)
     state = {'recurrent': recurrent, 'anchor': recurrent, 'learned': 0, 'gathered': {},
              'pending': torch.empty(batch_size, 0, dtype=torch.long, device=device)}
     if R == 1:
@@ -191,7 +188,7 @@ def empty_state(model, batch_size):
         return state | {'delta': zeros, 'gathered': zeros}
     zeros = model.embed.weight.new_zeros(batch_size, R, o.vocab_size)
     return state | {'delta': {name: p.new_zeros(batch_size, R - 1, *p.shape) for name, (_, p) in weights.items()},
-                    'log_w': zeros[:, :, 0].log_softmax(1), 'said': zeros, 'kept': [*map(lasting, recurrent[1:])],
+                    'log_w': zeros[:, :, 0].log_softmax(1), 'said': zeros, 'kept': [*map(lasting, recurrent)],
                     'book': empty_book(batch_size, o.chunks.count(CHANGE), o.chunks.count(NIGHT), device)}
 
 
@@ -215,8 +212,7 @@ def learn(model, idx, state=None, moves=True):
     unfinished chunk waits in the state, so that any split of a stream gives the same, to rounding. In training theta_0
     and log_step are meta-learned, to first order: the inner gradient is a constant.
 
-    Copies are read as R rows for each stream, and what they say is mixed by evidence. What lies before the first MLP is
-    the same for all rows.
+    Copies are read as R rows for each stream, and what they say is mixed by evidence.
     """
     assert idx.dim() == 2, f'idx must be (B, T), got {tuple(idx.shape)}'
     assert model.config.chunks, 'the model has no token clock: give it cms_chunks'
@@ -339,12 +335,12 @@ def move_copies(model, state, fast, logits, targets):
 
 def between_texts(model, state):
     """
-    The state of copies when a text has ended: each level reads on from what it keeps, and the mixer of the first block,
-    which all share, from what it has read. Nobody is believed more than others.
+    The state of copies when a text has ended: each level reads on from what it keeps. Nobody is believed more than
+    others.
     """
     empty = empty_state(model, len(state['pending']))
-    kept = with_fastest(state['kept'], state['recurrent'][1:], n_rows(model.config))
-    recurrent = state['recurrent'][:1] + [*map(resumed, empty['recurrent'][1:], kept)]
+    kept = with_fastest(state['kept'], state['recurrent'], n_rows(model.config))
+    recurrent = [*map(resumed, empty['recurrent'], kept)]
     return empty | {'recurrent': recurrent, 'anchor': recurrent, 'kept': kept, 'delta': state['delta'],
                     'book': state['book']}
 

@@ -158,12 +158,11 @@ def copied(state, source, restart=False):
     stream = torch.arange(B, device=source.device)[:, None]
     def rows(x): return x.unflatten(0, (B, R))[stream, source].flatten(0, 1)
     delta = {name: with_start(x)[stream, source[:, :-1]] for name, x in state['delta'].items()}
-    first, *later = state['recurrent']
-    kept = map_state(rows, with_fastest(state['kept'], later, R))
-    later = map_state(rows, later)
+    kept = map_state(rows, with_fastest(state['kept'], state['recurrent'], R))
+    recurrent = map_state(rows, state['recurrent'])
     if restart:
-        later = [*map(resumed, later, with_fastest(kept, later, R))]
-    return state | {'recurrent': [first, *later], 'kept': kept, 'delta': delta,
+        recurrent = [*map(resumed, recurrent, with_fastest(kept, recurrent, R))]
+    return state | {'recurrent': recurrent, 'kept': kept, 'delta': delta,
                     'said': state['said'][stream, source], 'log_w': state['log_w'].gather(1, source).log_softmax(1)}
 
 

@@ -362,7 +362,7 @@ def load_learner(checkpoint, device='cpu', chunks='', step=-1.0, share=-1.0):
 # -----------------------------------------------------------------------------
 # memory files: the state of a reader that learns, and whose it is
 
-MEMORY_FORMAT = 'nested-learning-memory-4'
+MEMORY_FORMAT = 'nested-learning-memory-5'
 STATE = {'recurrent', 'anchor', 'pending', 'delta', 'gathered', 'learned'}      # of cms.learn's, all but its trace
 READ_OUT = {'log_w', 'said', 'book', 'kept'}                                    # ... of copies as well
 

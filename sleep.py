@@ -50,7 +50,7 @@ BATCH = 4               # dreams of a step
 def level_of(model, state, level):
     """
     What a level knows, of a state between texts: its MLPs' weights, {'0.0.up': (1, 2 h, D), ..}, and what it keeps of
-    the mixers' state, [{name: (1, ..)}, ..] of the blocks after the first. The last level is the start.
+    the mixers' state, [{name: (1, ..)}, ..]. The last level is the start.
     """
     moved = state['delta']
     weights = {name: p.detach()[None] + (moved[name][:, level] if level < moved[name].shape[1] else 0)
@@ -60,9 +60,8 @@ def level_of(model, state, level):
 
 def begin(model, kept, n):
     """The mixers' state of n rows that begin with what a level keeps."""
-    first, *later = model.init_state(n)
-    return [first] + [resumed(empty, {name: x.expand(n, *x.shape[1:]) for name, x in block.items()})
-                      for empty, block in zip(later, kept)]
+    return [resumed(empty, {name: x.expand(n, *x.shape[1:]) for name, x in block.items()})
+            for empty, block in zip(model.init_state(n), kept)]
 
 
 def dream(model, known, first, n, length, generator):

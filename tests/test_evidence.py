@@ -188,7 +188,7 @@ def test_copies_that_keep_equal_the_loop(monkeypatch):
     (got, state), weights = learn(model, idx), weights_of(model)
     delta = [{name: torch.zeros_like(p) for name, (_, p) in weights.items()} for _ in range(3)]
     recurrent, said, w = [None] * 3, None, torch.full((3,), 1 / 3, dtype=torch.float64)
-    kept = [model.init_state(1)[1:]] * 3                # of the second block: nothing
+    kept = [model.init_state(1)] * 3                    # nothing
     for chunk, part in enumerate(idx.split(4, dim=1), 1):
         own = [{name: (p.detach() + delta[r][name])[None].requires_grad_() for name, (_, p) in weights.items()}
                for r in range(3)]
@@ -209,18 +209,18 @@ def test_copies_that_keep_equal_the_loop(monkeypatch):
             scale = 1 / max(1.0, sum(g.square().sum() for g in grads).sqrt().item())
             recurrent = [[*map(cms.detached, state)] for state in recurrent]
             if chunk in said_then:                      # the fastest goes on, the others start from what they keep
-                kept = [([recurrent[0][1:]] + kept[1:])[r] for r in source]
-                recurrent = [recurrent[source[0]]] + [recurrent[0][:1] + kept[r] for r in (1, 2)]
+                kept = [([recurrent[0]] + kept[1:])[r] for r in source]
+                recurrent = [recurrent[source[0]], *kept[1:]]
             delta = [dict(delta[r]) for r in source]
             said, w = said[source], w[source] / w[source].sum()
             for name, g in zip(weights, grads):
                 delta[0][name] = delta[0][name] - scale * g[0]
     assert len(chunks_judged) == 7
-    first, later = cms.between_texts(model, state)['recurrent']         # what is left when the text before is gone
-    assert_near('the first block, shared', first['S'], recurrent[0][0]['S'], 1e-9)
-    for r, (want,) in enumerate([recurrent[0][1:], *kept[1:]]):
-        assert_near(f'level {r} keeps', later['S'][r], want['S'][0], 1e-9)
-    assert later['S'][1].any() and not later['S'][2].any()
+    rested = cms.between_texts(model, state)['recurrent']               # what is left when the text before is gone
+    for r, its in enumerate([recurrent[0], *kept[1:]]):
+        for block, (left, want) in enumerate(zip(rested, its)):
+            assert_near(f'level {r} keeps of block {block}', left['S'][r], want['S'][0], 1e-9)
+    assert all(left['S'][1].any() and not left['S'][2].any() for left in rested)
 
 
 @pytest.mark.parametrize('chunks', ['4', '4,change,change', '4,8,16'])

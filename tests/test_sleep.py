@@ -28,8 +28,7 @@ def day(monkeypatch):
 
 def own_answers(model, state, level, idx):
     """A level of a state at a text: the row of the reader of all levels that is its own."""
-    recurrent = model.init_state(1)[:1] + state['recurrent'][1:]
-    rows = model(idx, state=recurrent, fast=fast_weights(model, state['delta'], False))[0].log_softmax(-1)
+    rows = model(idx, state=state['recurrent'], fast=fast_weights(model, state['delta'], False))[0].log_softmax(-1)
     return rows[level:level + 1]
 
 
