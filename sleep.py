@@ -7,11 +7,12 @@ new text must take another's place. Asleep nothing is read, and no text was stor
 
     1   every level that holds something dreams: it writes texts by itself, with its own weights, from what it keeps of
         the recurrent memories; of each level as many as its share of what was saved
-    2   one level, at first the mean of them all, learns to answer on each dream as the level does that dreamed it: down
-        the gradient of KL(dreamer || it), for its MLPs and for what it keeps of the recurrent memories. Where there is
-        one dreamer alone, it is what that one is
+    2   one level, at first the mean of those that learned by day, learns to answer on each dream as the level does that
+        dreamed it: down the gradient of KL(dreamer || it), for its MLPs. Where there is one dreamer alone, it is what
+        that one is
     3   it is the slowest but for the start, --cms_chunks=128,change,change,night, and stays as it is until the next
-        night; the other levels are at the start again
+        night. By day the fast level begins as it, so that what is learned comes on top; the slow ones are at the start
+        again
 
     python sample.py --learn --memory=me.pt --score=book.txt        a day
     python sleep.py --memory=me.pt                                  a night: its dreams, and what is left of each level
@@ -35,7 +36,7 @@ import torch.nn as nn
 from cli import (UsageError, UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args,
                  show_status)
 from cms import NIGHT, Learner, between_texts, empty_state, learn, transitions, weights_of
-from evidence import resumed
+from evidence import copied, resumed
 from machine import (describe_levels, load_checkpoint, load_learner, load_memory, load_tokenizer, owner,
                      pick_checkpoint, pick_device, save_memory)
 from model import Config, Hope, sample
@@ -93,20 +94,28 @@ def divergence(model, dreamer, learner, idx):
 # a night
 
 
+def night_level(state):
+    """The number of the level that is made in sleep: behind the fast one and the slow ones, where there is one."""
+    return len(state['book']['saved'][0])
+
+
 def dreamers(state):
     """
-    {level: nats that it has saved}, of a state between texts, of the levels that hold something: weights that have
-    moved, or a recurrent memory that is not empty. The fast one, level 0, knows best what was read last, and counts as
-    much at least as the day's slow levels on average.
+    {level: nats that it has saved}, of a state between texts: of the levels that hold something new, weights or a
+    recurrent memory that are neither the start's nor the last night's, and, if there are any, of the last night's
+    level. The fast one, level 0, knows best what was read last, and counts as much at least as the slow levels on
+    average.
     """
     book, levels = state['book'], next(iter(state['delta'].values())).shape[1]
     saved = [max(nats, 1.0) for nats in book['saved'][0].tolist() + book['slept'].tolist()]
-    moved = [x[0] for x in state['delta'].values()]                                             # (K, m, n)
-    held = [level for level in range(levels)
-            if any(x[level].any() for x in (*moved, *(x for block in state['kept'] for x in block.values())))]
-    slow = [saved[level] for level in held if 0 < level < len(book['saved'][0])]
+    night = night_level(state)
+    held = [x[0] for x in state['delta'].values()] + [x for block in state['kept'] for x in block.values()]
+    known = [level for level in range(levels) if any(x[level].any() for x in held)]
+    new = [level for level in known if level < night
+           and (night not in known or any((x[level] != x[night]).any() for x in held))]
+    slow = [saved[level] for level in new if level]
     saved[0] = max(saved[0], sum(slow) / max(1, len(slow)))
-    return {level: saved[level] for level in held}
+    return {level: saved[level] for level in known if new and level in (*new, night)}
 
 
 @torch.no_grad()
@@ -119,9 +128,9 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     first       the token that dreams begin with
     n_dreams    of all levels together, and 16 of each at least, length tokens each; an eighth is not learned from
     rate        of Adam, after ten steps; it falls to 0
-    returns     the new state, with no text before it, or the old one if no level holds anything; and a list of
+    returns     the new state, with no text before it, or the old one if no level holds anything new; and a list of
                 {'level', 'share', 'dreams' (tokens), 'start', 'mean', 'left': nats by which the start, the mean of the
-                levels by their shares, and the level that learned miss the dreamer, on dreams not learned from}
+                day's levels by their shares, and the level that learned miss the dreamer, on dreams not learned from}
     """
     assert len(state['pending']) == 1, f"one stream sleeps at a time, not {len(state['pending'])}"
     assert model.config.chunks[-1] == NIGHT, f'nothing moves in sleep with --cms_chunks={model.config.cms_chunks}'
@@ -138,9 +147,10 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
         note(f'level {level} dreams')
         texts[level] = dream(model, known[level], first, max(16, round(share * n_dreams)), length, generator)
 
-    def mean(parts): return sum(shares[level] * part for level, part in zip(shares, parts))
-    weights = {name: mean([known[level][0][name] for level in shares]) for name in known[min(shares)][0]}
-    kept = [{name: mean([known[level][1][i][name] for level in shares]) for name in block}
+    by_day = [level for level in known if level < night_level(day)]
+    def mean(parts): return sum(saved[level] * part for level, part in zip(by_day, parts)) / sum(map(saved.get, by_day))
+    weights = {name: mean([known[level][0][name] for level in by_day]) for name in known[by_day[0]][0]}
+    kept = [{name: mean([known[level][1][i][name] for level in by_day]) for name in block}
             for i, block in enumerate(day['kept'])]
     probes = {level: text[:len(text) // 8] for level, text in texts.items()}
     start = level_of(model, day, len(model.config.chunks))
@@ -149,7 +159,7 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
               'mean': missed(level, (weights, kept))} for level, share in shares.items()]
     texts_to_learn = {level: text[len(text) // 8:] for level, text in texts.items()}
     if len(known) > 1:
-        weights, kept = distil(model, known, texts_to_learn, shares, weights, kept, steps, rate, generator, note)
+        weights = distil(model, known, texts_to_learn, shares, weights, kept, steps, rate, generator, note)
     for row in found:
         row['left'] = missed(row['level'], (weights, kept))
     learned = state['learned'] + state['pending'].shape[1]      # what was pending is forgotten
@@ -157,11 +167,12 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
 
 
 def distil(model, known, texts, shares, weights, kept, steps, rate, generator, note):
-    """The weights and what is kept (level_of) after so many steps down KL(dreamer || learner) on texts."""
+    """
+    The weights (level_of) after so many steps down KL(dreamer || learner) on texts. What is kept of the recurrent
+    memories stays as it is: no dream is about all that they hold, and Adam would overwrite what none is about.
+    """
     weights = {name: x.clone().requires_grad_() for name, x in weights.items()}
-    kept = [{name: x.clone().requires_grad_() for name, x in block.items()} for block in kept]
-    params = [*weights.values()] + [x for block in kept for x in block.values()]
-    optimizer = torch.optim.Adam(params, lr=rate, betas=(0.9, 0.95))
+    optimizer = torch.optim.Adam(weights.values(), lr=rate, betas=(0.9, 0.95))
     levels, chances = list(shares), torch.tensor(list(shares.values()), device=generator.device)
     for step in range(steps):
         level = levels[torch.multinomial(chances, 1, generator=generator).item()]
@@ -169,24 +180,28 @@ def distil(model, known, texts, shares, weights, kept, steps, rate, generator, n
         with torch.enable_grad():
             loss = divergence(model, known[level], (weights, kept), texts[level][rows])
         optimizer.param_groups[0]['lr'] = rate * min(1, (step + 1) / 10) * (1 - step / steps)
-        grads = torch.autograd.grad(loss, params, allow_unused=True)
-        for p, grad in zip(params, grads):
+        for p, grad in zip(weights.values(), torch.autograd.grad(loss, [*weights.values()])):
             p.grad = grad
         optimizer.step()
         note(f'step {step + 1} of {steps}')
-    return {name: x.detach() for name, x in weights.items()}, [{name: x.detach() for name, x in block.items()}
-                                                               for block in kept]
+    return {name: x.detach() for name, x in weights.items()}
 
 
 def morning(model, learned, weights, kept, saved):
-    """The state in which the last level before the start holds what was learned in the night, and all others none."""
+    """
+    The state in which the last level before the start holds what was learned in the night, and the fast one begins
+    there: what it learns next comes on top. All others are at the start.
+    """
     new, level = empty_state(model, 1), len(model.config.chunks) - 1
     for name, (_, p) in weights_of(model).items():
         new['delta'][name][:, level] = weights[name] - p.detach()
     for block, its in zip(new['kept'], kept):
         block |= {name: torch.cat([block[name][:level], x, block[name][level + 1:]]) for name, x in its.items()}
     new['book']['slept'] = torch.full_like(new['book']['slept'], saved)
-    return between_texts(model, new) | {'learned': learned}
+    rested = between_texts(model, new)
+    source = torch.arange(level + 2, device=rested['pending'].device).expand(1, -1).clone()
+    source[:, 0] = level
+    return between_texts(model, copied(rested, source)) | {'learned': learned}
 
 
 class Sleeper(nn.Module):
