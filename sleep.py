@@ -322,12 +322,12 @@ def main():
         state, found = asleep(night.model, saved['state'], enc.eot_token, args.dreams, args.length, args.steps,
                               args.rate, args.seed, lambda text: show_status(f'asleep: {text}'))
         if not found:
-            raise UserError(f'{args.memory}: no level holds anything yet; nothing to dream of')
+            raise UserError(f'{args.memory}: no level holds anything new; nothing to dream of')
         print(f'{clear(sys.stdout)}dreams')
         for row in found:
             text = enc.decode([i for i in row['dreams'][0].tolist() if i != enc.eot_token], errors='replace')
             print(f"    level {row['level']}, {row['share']:.0%}: | {' '.join(plain(text).split())[:80]}")
-        print('nats per token by which a dream is missed: by the start, by the mean of the levels, after the night')
+        print("nats per token by which a dream is missed: by the start, by the mean of the day's levels, after the night")
         for row in found:
             print(f"    level {row['level']}: {row['start']:.3f}, {row['mean']:.3f}, {row['left']:.3f}; "
                   f"{100 * (1 - row['left'] / max(row['start'], 1e-9)):.0f} % is left of it")
