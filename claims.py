@@ -232,7 +232,8 @@ CLAIMS = {
         + before('hope-3, four, kept', 'hope-1, four, kept', 'icl, four, kept')),
     'facts': dict(
         says='... of facts, after other text', row='facts told once', seeds=3,
-        measure=in_turn(('final',), {'facts': dict(protocol='facts', facts=20, learners='icl,finetune,hope-3,sleep-1')}),
+        measure=in_turn(('final',), {'facts': dict(
+            protocol='facts', facts=20, learners='icl,finetune,hope-3,sleep-1')}),
         compare=before('hope-3, facts, final', 'finetune, facts, final')
         + before('sleep-1, facts, final', 'finetune, facts, final', 'hope-3, facts, final')),
     'intents': dict(

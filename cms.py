@@ -110,9 +110,7 @@ class CMS(nn.Module):
             level.out.weight.normal_(std=(h * branches) ** -0.5)
 
     def forward(self, x, fast=None):
-        """
-        x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None.
-        """
+        """x (B, T, D) -> (B, T, D), the residual stream after all levels; fast: as from fast_weights, or None."""
         total = x
         for i, level in enumerate(self.levels):
             # torch.compile makes one code for all blocks, as long as none of them reads its own number
@@ -222,19 +220,20 @@ def learn(model, idx, state=None, moves=True):
     assert R == 1 or not training, 'copies are for reading: train with another --cms_topology'
     state = state or empty_state(model, len(idx))
     fast, logits = state.get('trace') or (fast_weights(model, state['delta'], training), None)
+    def rows(idx): return idx.repeat_interleave(R, dim=0)       # (B, T) -> (B R, T)
     while t < idx.shape[1]:
         if moves and state['pending'].shape[1] == C:            # a whole chunk was read, and here is the token after it
             targets = torch.cat([state['pending'][:, 1:], idx[:, t:t + 1]], dim=1)              # (B, C)
             if logits is None:                                  # it was read in parts: once more as a whole
                 with torch.enable_grad():
-                    logits = model(state['pending'], state=state['anchor'], fast=fast)[0]
+                    logits = model(rows(state['pending']), state=state['anchor'], fast=fast)[0]
             state = move(model, state, fast, logits, targets, training) if R == 1 else \
                 move_copies(model, state, fast, logits, targets)
             fast = fast_weights(model, state['delta'], training)
         part = idx[:, t:t + C - state['pending'].shape[1]] if moves else idx        # up to the chunk's end
         t, whole = t + part.shape[1], moves and part.shape[1] == C
         with torch.set_grad_enabled(training or whole):
-            logits, _, recurrent = model(part, state=state['recurrent'], fast=fast)
+            logits, _, recurrent = model(rows(part), state=state['recurrent'], fast=fast)
         if R == 1:
             out.append(logits if training else logits.detach())
         else:

@@ -425,8 +425,8 @@ def load_memory(path, whose, chunks='', share=-1.0, device='cpu'):
 
 def describe_levels(model, state):
     """
-    {'level_0': '..', ..}: how often each level of the first stream has moved and how far, also as a share of where it
-    began, or what it has saved; and, where levels are read out, how much each is believed now.
+    {'level_0': '..', ..}: how often each level of the first stream has moved and how far it is from the start, also as
+    a share of it, or what it has saved; and, where levels are read out, how much each is believed now.
     """
     rows, copies = {}, 'log_w' in state
     believed = [f', believed to {100 * w:.1f} %' for w in state['log_w'][0].exp().tolist()] if copies else []

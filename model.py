@@ -253,13 +253,11 @@ class Hope(nn.Module):
         idx (B, T) token ids; targets (B, T) the ids that should follow, -1 where there is nothing to predict
         state: as returned, or None to start empty
         weights (B, T) of the tokens in the loss, of mean 1; None: all alike
-        fast: MLP weights of each stream's own, from cms.learn, or of R rows of each, and then logits (B R, T, V)
+        fast: MLP weights of each stream's own, from cms.learn
         returns logits (B, T, V), the mean loss in nats per token (None without targets), and the new state
         """
         assert idx.dim() == 2 and idx.shape[1] >= 1, f'idx must be (B, T) with T >= 1, got {tuple(idx.shape)}'
         x = self.embed(idx)                                     # (B, T) -> (B, T, D)
-        if fast:                                                # R rows for each stream: (B, T, D) -> (B R, T, D)
-            x = x.repeat_interleave(max(1, len(next(iter(fast.values()))) // len(x)), dim=0)
         new_state = []
         for block, block_state in zip(self.blocks, state or [None] * len(self.blocks)):
             x, block_state = block(x, block_state, fast)

@@ -67,7 +67,8 @@ def best_runs(pattern):
 
 def read_speed():
     """{mixer: tokens a second on both cores, in the faster round}, from records-cpu/speed-xeon.txt"""
-    rounds = re.findall(r'^round \d+ \| (\S+) .*tokens_per_second: (\d+)', text_of('records-cpu', 'speed-xeon.txt'), re.M)
+    said = text_of('records-cpu', 'speed-xeon.txt')
+    rounds = re.findall(r'^round \d+ \| (\S+) .*tokens_per_second: (\d+)', said, re.M)
     return {mixer: max(float(speed) for name, speed in rounds if name == mixer) for mixer, _ in rounds}
 
 

@@ -5,11 +5,11 @@ follow-up, "Language Models Need Sleep": memory consolidation).
 A reader that learns (sample.py --learn) keeps a text in each of its slow levels (evidence.py). Once all are taken, a
 new text must take another's place. Asleep nothing is read, and no text was stored that could be read again:
 
-    1   every level that holds something dreams: it writes texts by itself, with its own weights, from what it keeps of
-        the recurrent memories; of each level as many as its share of what was saved
+    1   every level that holds something new dreams, and that of the last night: it writes texts by itself, with its own
+        weights, from what it keeps of the recurrent memories; of each level as many as its share of what was saved
     2   one level, at first the mean of those that learned by day, learns to answer on each dream as the level does that
-        dreamed it: down the gradient of KL(dreamer || it), for its MLPs. Where there is one dreamer alone, it is what
-        that one is
+        dreamed it: down the gradient of KL(dreamer || it), for its MLPs; of recurrent memories it keeps the mean. Where
+        there is one dreamer alone, it is what that one is
     3   it is the slowest but for the start, --cms_chunks=128,change,change,night, and stays as it is until the next
         night. By day the fast level begins as it, so that what is learned comes on top; the slow ones are at the start
         again
@@ -36,7 +36,7 @@ import torch.nn as nn
 from cli import (UsageError, UserError, build, check, clear, locked, one_line_errors, plain, print_block, read_args,
                  show_status)
 from cms import NIGHT, Learner, between_texts, empty_state, learn, transitions, weights_of
-from evidence import copied, resumed
+from evidence import resumed, with_start
 from machine import (describe_levels, load_checkpoint, load_learner, load_memory, load_tokenizer, owner,
                      pick_checkpoint, pick_device, save_memory)
 from model import Config, Hope, sample
@@ -106,13 +106,11 @@ def dreamers(state):
     level. The fast one, level 0, knows best what was read last, and counts as much at least as the slow levels on
     average.
     """
-    book, levels = state['book'], next(iter(state['delta'].values())).shape[1]
+    book, night = state['book'], night_level(state)     # where there is no such level, that row is the start
     saved = [max(nats, 1.0) for nats in book['saved'][0].tolist() + book['slept'].tolist()]
-    night = night_level(state)
-    held = [x[0] for x in state['delta'].values()] + [x for block in state['kept'] for x in block.values()]
-    known = [level for level in range(levels) if any(x[level].any() for x in held)]
-    new = [level for level in known if level < night
-           and (night not in known or any((x[level] != x[night]).any() for x in held))]
+    held = [with_start(x)[0] for x in state['delta'].values()] + [x for block in state['kept'] for x in block.values()]
+    known = [level for level in range(night + 1) if any(x[level].any() for x in held)]
+    new = [level for level in known if any((x[level] != x[night]).any() for x in held)]
     slow = [saved[level] for level in new if level]
     saved[0] = max(saved[0], sum(slow) / max(1, len(slow)))
     return {level: saved[level] for level in known if new and level in (*new, night)}
@@ -147,11 +145,11 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
         note(f'level {level} dreams')
         texts[level] = dream(model, known[level], first, max(16, round(share * n_dreams)), length, generator)
 
-    by_day = [level for level in known if level < night_level(day)]
-    def mean(parts): return sum(saved[level] * part for level, part in zip(by_day, parts)) / sum(map(saved.get, by_day))
-    weights = {name: mean([known[level][0][name] for level in by_day]) for name in known[by_day[0]][0]}
-    kept = [{name: mean([known[level][1][i][name] for level in by_day]) for name in block}
-            for i, block in enumerate(day['kept'])]
+    by_day = {level: nats for level, nats in saved.items() if level < night_level(day)}
+    by_day = {level: nats / sum(by_day.values()) for level, nats in by_day.items()}             # shares among them
+    def mean(what): return sum(share * what(*known[level]) for level, share in by_day.items())
+    weights = {name: mean(lambda its, _: its[name]) for name in weights_of(model)}
+    kept = [{name: mean(lambda _, its: its[i][name]) for name in block} for i, block in enumerate(day['kept'])]
     probes = {level: text[:len(text) // 8] for level, text in texts.items()}
     start = level_of(model, day, len(model.config.chunks))
     def missed(level, known_now): return divergence(model, known[level], known_now, probes[level]).item()
@@ -194,14 +192,12 @@ def morning(model, learned, weights, kept, saved):
     """
     new, level = empty_state(model, 1), len(model.config.chunks) - 1
     for name, (_, p) in weights_of(model).items():
-        new['delta'][name][:, level] = weights[name] - p.detach()
+        new['delta'][name][:, [0, level]] = weights[name] - p.detach()
     for block, its in zip(new['kept'], kept):
-        block |= {name: torch.cat([block[name][:level], x, block[name][level + 1:]]) for name, x in its.items()}
+        block |= {name: torch.cat([x, block[name][1:level], x, block[name][level + 1:]]) for name, x in its.items()}
     new['book']['slept'] = torch.full_like(new['book']['slept'], saved)
-    rested = between_texts(model, new)
-    source = torch.arange(level + 2, device=rested['pending'].device).expand(1, -1).clone()
-    source[:, 0] = level
-    return between_texts(model, copied(rested, source)) | {'learned': learned}
+    recurrent = [*map(resumed, new['recurrent'], new['kept'])]
+    return new | {'recurrent': recurrent, 'anchor': recurrent, 'learned': learned}
 
 
 class Sleeper(nn.Module):
@@ -322,12 +318,13 @@ def main():
         state, found = asleep(night.model, saved['state'], enc.eot_token, args.dreams, args.length, args.steps,
                               args.rate, args.seed, lambda text: show_status(f'asleep: {text}'))
         if not found:
-            raise UserError(f'{args.memory}: no level holds anything new; nothing to dream of')
+            print(f'{args.memory}: no level holds anything new; nothing to dream of')
+            return
         print(f'{clear(sys.stdout)}dreams')
         for row in found:
             text = enc.decode([i for i in row['dreams'][0].tolist() if i != enc.eot_token], errors='replace')
             print(f"    level {row['level']}, {row['share']:.0%}: | {' '.join(plain(text).split())[:80]}")
-        print("nats per token by which a dream is missed: by the start, by the mean of the day's levels, after the night")
+        print('nats per token by which a dream is missed: by the start, by the mean of the day, after the night')
         for row in found:
             print(f"    level {row['level']}: {row['start']:.3f}, {row['mean']:.3f}, {row['left']:.3f}; "
                   f"{100 * (1 - row['left'] / max(row['start'], 1e-9)):.0f} % is left of it")

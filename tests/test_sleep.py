@@ -28,7 +28,8 @@ def day(monkeypatch):
 
 def own_answers(model, state, level, idx):
     """A level of a state at a text: the row of the reader of all levels that is its own."""
-    rows = model(idx, state=state['recurrent'], fast=fast_weights(model, state['delta'], False))[0].log_softmax(-1)
+    fast = fast_weights(model, state['delta'], False)
+    rows = model(idx.expand(4, -1), state=state['recurrent'], fast=fast)[0].log_softmax(-1)
     return rows[level:level + 1]
 
 
@@ -44,7 +45,7 @@ def test_a_level_by_itself(day):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize('mixer', ['hope', 'titans', 'ttt', 'mamba2', 'hope,attention'])
+@pytest.mark.parametrize('mixer', ['hope', 'titans', 'ttt', 'mamba2', 'hope,attention', 'attention,hope'])
 def test_what_is_kept_can_be_read_on_from_anywhere(mixer):
     """Whatever was left of a memory's chunk: between texts, too, any split of a text gives the same."""
     model = copies('4,change,night', mixer=mixer, memory_chunk=8 if mixer in ('hope', 'titans') else 64)
@@ -100,6 +101,10 @@ def test_one_night(day):
     assert new['learned'] == 120 and not new['pending'].numel() and not new['book']['saved'].any()
     for x in (x for block in new['kept'] for x in block.values()):
         assert torch.equal(x[0], x[2]) and not x[1].any() and not x[3].any()
+    rested, weights = between_texts(model, state), torch.tensor([*saved.values()]) / sum(saved.values())
+    for block, its in zip(new['kept'], rested['kept']): # of what the recurrent memories held it has the mean
+        for name, x in block.items():
+            assert_near(name, x[2], torch.einsum('r,r...->...', weights.to(x), its[name][[*saved]]), 1e-5)
     assert new['book']['slept'].item() == pytest.approx(sum(saved.values()))
     assert {*new} == {*state} - {'trace'}, 'a state that a reader can go on from'
     learn(model, text, new)
@@ -115,12 +120,18 @@ def test_nothing_to_dream_of():
     state, found = asleep(model, state, 5, n_dreams=16, length=4, steps=1)
     assert [row['level'] for row in found] == [0]
     assert asleep(model, state, 5) == (state, []), 'one night after another, and no day between'
-    state, found = asleep(model, learn(model, ids(1, 3), state)[1], 5, n_dreams=16, length=4, steps=1)
-    assert [row['level'] for row in found] == [0, 2]
+    day = between_texts(model, learn(model, ids(1, 9), state)[1])
+    new, found = asleep(model, day, 5, n_dreams=16, length=4, steps=0)
+    assert [row['level'] for row in found] == [0, 2], 'the level of the last night dreams too, to be remembered'
+    for name, x in new['delta'].items():                # but what is learned by night begins where the day has come
+        assert day['delta'][name][:, 0].any()
+        assert_near(name, x[:, 2], day['delta'][name][:, 0], 1e-12)
+    for block, its in zip(new['kept'], day['kept']):
+        assert all(torch.equal(x[2], its[name][0]) for name, x in block.items())
 
 
 def test_what_sleep_made_stays_by_day(day):
-    """The level of the night is read and never moves, whatever is read; a second night begins with it."""
+    """The level of the night is read and never moves, whatever is read; it dreams with the others in the next one."""
     model, text, state = day
     new, _ = asleep(model, state, 5, **A_NIGHT)
     later = learn(model, torch.cat([text, ids(1, 80, seed=3)], dim=1), new)[1]
