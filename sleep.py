@@ -145,9 +145,8 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
         note(f'level {level} dreams')
         texts[level] = dream(model, known[level], first, max(16, round(share * n_dreams)), length, generator)
 
-    by_day = {level: nats for level, nats in saved.items() if level < night_level(day)}
-    by_day = {level: nats / sum(by_day.values()) for level, nats in by_day.items()}             # shares among them
-    def mean(what): return sum(share * what(*known[level]) for level, share in by_day.items())
+    by_day = {level: share for level, share in shares.items() if level < night_level(day)}
+    def mean(what): return sum(share / sum(by_day.values()) * what(*known[level]) for level, share in by_day.items())
     weights = {name: mean(lambda its, _: its[name]) for name in weights_of(model)}
     kept = [{name: mean(lambda _, its: its[i][name]) for name in block} for i, block in enumerate(day['kept'])]
     probes = {level: text[:len(text) // 8] for level, text in texts.items()}
@@ -190,14 +189,15 @@ def morning(model, learned, weights, kept, saved):
     The state in which the last level before the start holds what was learned in the night, and the fast one begins
     there: what it learns next comes on top. All others are at the start.
     """
-    new, level = empty_state(model, 1), len(model.config.chunks) - 1
+    new = empty_state(model, 1)
+    level = night_level(new)
     for name, (_, p) in weights_of(model).items():
         new['delta'][name][:, [0, level]] = weights[name] - p.detach()
     for block, its in zip(new['kept'], kept):
         block |= {name: torch.cat([x, block[name][1:level], x, block[name][level + 1:]]) for name, x in its.items()}
     new['book']['slept'] = torch.full_like(new['book']['slept'], saved)
-    recurrent = [*map(resumed, new['recurrent'], new['kept'])]
-    return new | {'recurrent': recurrent, 'anchor': recurrent, 'learned': learned}
+    # the fast level begins as if it had read what is kept
+    return between_texts(model, new | {'recurrent': new['kept']}) | {'learned': learned}
 
 
 class Sleeper(nn.Module):
