@@ -227,7 +227,7 @@ def load_documents(data, suffix='', left_out=()):
     else:
         raise UserError(f"no such file, folder or corpus: '{data}'; --data takes python, packages, english, "
                         "shakespeare, fineweb, pip:NAME, or the path of a file or a folder; in train.py also niah, "
-                        "recall, languages, facts, intents and the puzzles of puzzles.py")
+                        "recall, languages, facts, intents and the puzzles of puzzles.py and formal.py")
     if suffix and not (os.path.isdir(data) or data.startswith('pip:') or data.endswith(endings(suffix))):
         raise UsageError(f'--suffix={suffix} picks files of a folder or a package, not of --data={data}')
     n_bytes = sum(len(text) for _, text in documents)

@@ -8,8 +8,6 @@ Puzzles: small tasks that a program of a few lines solves, one for each skill on
     selective-copying   letters among noise, in their order                         MAD
     compression         all symbols of a short block, by their places               MAD
     memorisation        facts that are the same in all rows                         MAD
-    parity aa abab      formal languages that count in circles                      Bhattamishra 2020, Irie 2023;
-    anbn anbncn shuffle-2   ... and that count                                      the paper's table 5
     s3 s5               the product of permutations so far: state tracking          Liu 2023, Merrill 2024
     shift               a language that changes within a row, unmarked              for memories that write their rules
     hop-1 hop-2 hop-3   where is it? over one to three shuffled facts               after BABILong's qa1 to qa3
@@ -17,8 +15,8 @@ Puzzles: small tasks that a program of a few lines solves, one for each skill on
     trust               what honest speakers say, who are named in the row          ... and their gates
 
     python puzzles.py                           a row of each, what is asked below it, and chance
-    python train.py --data=parity               trains on one
-    python race.py --task=parity                ranks memories on it
+    python train.py --data=s3                   trains on one
+    python race.py --task=s3                    ranks memories on it
 
 A puzzle is a task (the interface of tasks.py). Its rows are written in characters, one a symbol, and under each symbol
 that is asked about stands the answer, which is one symbol as well:
@@ -28,7 +26,8 @@ that is asked about stands the answer, which is one symbol as well:
 Chance is the share right of a reader that sees the last symbol alone and knows how often each answer follows it; it is
 counted (`Puzzle.chance`). Guessing among what stands in the row may be better.
 
-Does NOT include: text (data.py), needles (niah.py), invented languages with words (languages.py).
+Does NOT include: formal languages (formal.py), text (data.py), needles (niah.py), invented languages with words
+(languages.py).
 """
 import itertools
 import random
@@ -223,98 +222,6 @@ class Memorisation(Puzzle):
 
 
 # -----------------------------------------------------------------------------
-# formal languages
-
-
-class FormalLanguage(Puzzle):
-    """
-    A word of a formal language, or the beginning of one. After each symbol the answer is the set of all symbols that
-    may follow, '.' among them if the word may end: each possible set is a symbol of its own, A, B, .. in the order of
-    `sets`. Words fill more than half of a row, so that in one twice as long there is none that training has seen. As in
-    the papers, a word is right when the sets at all its places are; of (aa)*, (abab)* there is one row of a length.
-    """
-    asked, begin_with = 'sets', 4
-
-    def __init__(self, tokens=None):
-        self.name_of = dict(zip(self.sets, UPPER))
-        self.symbols = self.alphabet + END + UPPER[:len(self.sets)]
-        super().__init__(tokens)
-
-    def row(self, T, rng):
-        word = self.word(T, rng)
-        answers = ''.join(self.name_of[self.may_follow(word[:t + 1])] for t in range(len(word)))
-        return word.ljust(T, END), answers.ljust(T)
-
-    def shares(self, right, asked):
-        return super().shares(right, asked) | {'whole words': (right | ~asked).all(1).float().mean().item()}
-
-
-class Parity(FormalLanguage):
-    """Bits with an even number of 1s. Chance 1/2, of whole words 0."""
-    alphabet, sets = '01', ('01', '01.')
-
-    def word(self, T, rng): return ''.join(rng.choices('01', k=T))
-    def may_follow(self, start): return '01' + END * (start.count('1') % 2 == 0)
-
-
-class AA(FormalLanguage):
-    """(aa)*: an even number of a. Chance 1/2, of whole words 0."""
-    alphabet, sets = 'a', ('a', 'a.')
-
-    def word(self, T, rng): return T * 'a'
-    def may_follow(self, start): return 'a' + END * (len(start) % 2 == 0)
-
-
-class ABAB(FormalLanguage):
-    """(abab)*. Chance 3/4, as only after b there is a question; of whole words 0."""
-    alphabet, sets = 'ab', ('b', 'a', 'a.')
-
-    def word(self, T, rng): return (T * 'ab')[:T]
-    def may_follow(self, start): return 'ab'[len(start) % 2] + END * (len(start) % 4 == 0)
-
-
-class AnBn(FormalLanguage):
-    """a^n b^n. Chance 1 - 1/(2n), as only the word's end is a question; of whole words 0."""
-    alphabet, sets = 'ab', ('ab', 'b', END)
-
-    def word(self, T, rng):
-        n = rng.randint(T // 4 + 1, T // 2)
-        return n * 'a' + n * 'b'
-
-    def may_follow(self, start):
-        a, b = start.count('a'), start.count('b')
-        return 'ab' if b == 0 else 'b' if b < a else END
-
-
-class AnBnCn(FormalLanguage):
-    """a^n b^n c^n. Chance 1 - 2/(3n), of whole words 0."""
-    alphabet, sets, shortest = 'abc', ('ab', 'b', 'c', END), 3
-
-    def word(self, T, rng):
-        n = rng.randint(T // 6 + 1, T // 3)
-        return n * 'a' + n * 'b' + n * 'c'
-
-    def may_follow(self, start):
-        a, b, c = map(start.count, 'abc')
-        return 'ab' if b == 0 else 'b' if b < a else 'c' if c < a else END
-
-
-class Shuffle2(FormalLanguage):
-    """Shuffle-2: two kinds of brackets, each balanced by itself, in any mixture. Chance counted, of whole words 0."""
-    alphabet, sets = '([)]', ('([.', '([)', '([]', '([)]')
-
-    def word(self, T, rng):
-        word = ''
-        while len(word) < T:
-            word += rng.choice(self.may_follow(word).rstrip(END))
-        return word
-
-    def may_follow(self, start):
-        within = [start.count(opening) > start.count(closing) for opening, closing in ('()', '[]')]
-        return '([' + ')' * within[0] + ']' * within[1] + END * (not any(within))
-
-
-# -----------------------------------------------------------------------------
 # states, rules, facts
 
 
@@ -449,7 +356,6 @@ class Trust(Puzzle):
 PUZZLES = {
     'in-context-recall': InContextRecall, 'fuzzy-recall': FuzzyRecall, 'noisy-recall': NoisyRecall,
     'selective-copying': SelectiveCopying, 'compression': Compression, 'memorisation': Memorisation,
-    'parity': Parity, 'aa': AA, 'abab': ABAB, 'anbn': AnBn, 'anbncn': AnBnCn, 'shuffle-2': Shuffle2,
     's3': partial(Permutations, 3), 's5': partial(Permutations, 5), 'shift': Shift,
     'hop-1': partial(Hops, 1), 'hop-2': partial(Hops, 2), 'hop-3': partial(Hops, 3), 'names': Names, 'trust': Trust,
 }
@@ -459,12 +365,12 @@ PUZZLES = {
 # python puzzles.py
 
 
-def main():
-    for name, make in PUZZLES.items():
+def show(puzzles):
+    for name, make in puzzles.items():
         puzzle = make()
         for line in (f'--- {name}: chance {100 * puzzle.chance(96):.1f} %', *puzzle.row(96, random.Random(0))):
             print(line)
 
 
 if __name__ == '__main__':
-    main()
+    show(PUZZLES)

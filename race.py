@@ -34,7 +34,8 @@ from machine import compiled, describe
 from metrics import mean_and_error
 from model import MIXERS, Config, equal_model
 from optim import param_groups
-from puzzles import PUZZLES, Recall
+from puzzles import Recall
+from tasks import PUZZLES
 
 TIMES = 1, 2, 4, 8                      # the training length, in the end
 SMALL = dict(n_layer=2, n_head=1, n_embd=64)
@@ -45,7 +46,7 @@ OF_RECALL = 'n_pairs', 'first_pairs', 'keys'
 @dataclass
 class Race:
     """The race"""
-    task: str = 'parity'                # recall | parity | shift | .. (puzzles.py)
+    task: str = 'parity'                # recall | shift | .. (puzzles.py), parity | .. (formal.py)
     mixers: str = 'hope,attention,lstm' # who takes part
     length: int = 0                     # tokens of a training row (0 = 32, or the fewest that it needs; recall: these)
     first_length: int = 0               # ... to begin with, then twice as many, up to length (0 = as suits the task)

@@ -266,8 +266,8 @@ def miniature():
                                    cms_chunks='32,change,night', cms_topology='copies', cms_step=2.0))
     model, sources = Hope(config), {name: transitions(n + 256, V) for name in 'abc'}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for x in sources['a'][:n].view(-1, 128).repeat(6, 1):
-        loss = model(x[None, :-1], x[None, 1:])[1]
+    for x in sources['a'][:n].view(-1, 4, 64).repeat(6, 1, 1):
+        loss = model(x[:, :-1], x[:, 1:])[1]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -30,7 +30,7 @@ The least that is one, in which every token is to be said again:
 
 --data       niah, niah:full        needles in text; full: long keys and values (niah.py)
              recall, recall:PAIRS   associative recall of 8, or of so many pairs of letters (puzzles.py)
-             parity, shift, ..      all other puzzles (puzzles.py)
+             shift, parity, ..      all other puzzles (puzzles.py, formal.py)
              languages              lines of invented languages and what they mean (languages.py)
              facts                  questions on a passage of invented facts, after other text (facts.py)
              intents                requests of invented classes and the classes' names (intents.py)
@@ -44,15 +44,18 @@ import itertools
 import torch
 
 import facts
+import puzzles
 from cli import UsageError, UserError
 from corpora import load_documents
 from data import Text, prepare
+from formal import LANGUAGES
 from intents import Requests, content_words
 from languages import Languages, specimen_text
 from niah import FORMS, Needles
-from puzzles import PUZZLES, Recall
+from puzzles import Recall
 from tokenizer import encode, get_tokenizer
 
+PUZZLES = puzzles.PUZZLES | LANGUAGES
 KEYS, VALUES, GAP = b'abcdefghijklmnopqrstuvwxyz', b'ABCDEFGHIJKLMNOPQRSTUVWXYZ', b'.'       # of --data=recall
 
 

@@ -12,11 +12,12 @@ import torch
 from test_data import fails
 from test_tasks import Program
 
+import formal
 import puzzles
 import tasks
-from puzzles import PUZZLES, Permutations, Puzzle, Recall
-
-LANGUAGES = 'parity', 'aa', 'abab', 'anbn', 'anbncn', 'shuffle-2'
+from formal import LANGUAGES
+from puzzles import Permutations, Puzzle, Recall
+from tasks import PUZZLES
 
 
 # -----------------------------------------------------------------------------
@@ -284,11 +285,12 @@ def test_names(capsys):
     fails('--tokenizer=bytes', tasks.load, 'shift', 'gpt2')
     fails('parity:3', tasks.load, 'parity:3')
     named = re.findall(r'^    ([a-z].*?)   ', puzzles.__doc__, flags=re.M)
-    assert {*' '.join(named).split()} >= {*PUZZLES, 'recall'}
+    assert {*' '.join(named).split()} >= {*puzzles.PUZZLES, 'recall'}
+    assert {*re.findall(r'[\w-]+', formal.__doc__)} >= {*LANGUAGES}
 
 
 def test_the_rows_that_are_shown(capsys):
-    puzzles.main()
+    puzzles.show(PUZZLES)
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[1][:-1] for line in lines[::3]] == [*PUZZLES] and {*map(len, lines[1::3])} == {96}
 
