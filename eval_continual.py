@@ -49,7 +49,7 @@ from protocols import BASES, CLOCKS, DOMAINS, digest, score, texts
 one_line_errors()
 HERE = os.path.dirname(os.path.abspath(__file__))
 CODE = sorted(glob.glob(os.path.join(HERE, '*.py')))        # a result that was kept is of this code
-QUICK = dict(seeds=1, n_bytes=6_000, n_lines=30, n_tasks=2, n_requests=3, n_days=2, n_other=500)
+QUICK = dict(seeds=1, n_bytes=6_000, n_lines=30, n_tasks=2, n_intents=3, n_requests=1, n_days=2, n_other=500)
 
 
 @dataclass
@@ -62,7 +62,8 @@ class Continual:
     n_bytes: int = 50_000               # domains: of each text that is read; a fifth as much is scored
     n_languages: int = 2                # languages: how many are read, one after the other
     n_lines: int = 600                  # languages: of each that is read; a sixth as many are scored
-    n_tasks: int = 10                   # intents: how many parts of fifteen are read, one after the other
+    n_tasks: int = 10                   # intents: how many parts are read, one after the other
+    n_intents: int = 15                 # intents: how many each part has, at most
     n_requests: int = 30                # intents: of each intent that are read; a tenth as many are scored
     facts: str = ''                     # facts, days: how many a passage has ('' = 1,20,200; of days 20)
     n_readings: int = 1                 # ... how often it is read, one time after the other
@@ -81,7 +82,7 @@ class Continual:
         self.n_facts = numbers('facts', self.facts or ('20' if self.protocol == 'days' else '1,20' if self.quick
                                                           else '1,20,200'))
         check(self.protocol != 'days' or len(self.n_facts) == 1, f'--protocol=days takes one number, not {self.facts}')
-        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines', 'n_tasks', 'n_requests', 'n_readings', 'n_other',
+        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines', 'n_tasks', 'n_intents', 'n_requests', 'n_readings', 'n_other',
                      'n_days'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(self.n_languages <= 26, f'--n_languages must be at most 26, not {self.n_languages}')

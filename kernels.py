@@ -80,11 +80,13 @@ def start(q, k, e, a, b, c, state, mu):
 # the same numbers, a tile of tokens at a time
 
 
-def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=None):
+def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=None, products=None):
     """
     delta_rule_ref's arguments and results, computed `tile` tokens at a time. rows: how many of the first rows of S
     are read, y (B, H, T, rows); None reads all of them. v_old (B, H, T, Dv): what the given state answers to every
-    key, k S^T, from one who has it and erases (b); the first tile then need not ask. Not with momentum.
+    key, k S^T, from one who has it and erases (b); the first tile then need not ask. Not with momentum. products: the
+    type whose numbers are multiplied (product_type); None: float32 or better. What is summed up is float32 or better
+    in any case, and so are the gates and the state.
 
     With g_t = log a_1 + ... + log a_t counted from the tile's start, and S_0 the memory there, the recurrence is
         S_t = exp(g_t) S_0 + sum_{s<=t} exp(g_t - g_s) n_s k_s^T,       n_t = c_t e_t - b_t S_{t-1} k_t
@@ -92,8 +94,8 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
     (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
     so all tiles compute it at once; what is left for a loop over tiles is three small products. All exponents are
-    <= 0, so nothing overflows however fast the memory forgets. Under autocast everything here stays in float32 (on a
-    GPU its products are tf32 if torch was told so).
+    <= 0, so nothing overflows however fast the memory forgets. Autocast has no say here (products has); on a GPU
+    float32 products are tf32 if torch was told so.
 
     With momentum a write of token s has grown, by the time t, to R_ts times itself,
         R_ts = sum_{s<=r<=t} exp(g_t - g_r) exp(h_r - h_s),             h_t = log mu_1 + ... + log mu_t
@@ -118,18 +120,19 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=
         *parts, mu, v_old = (tiled(x, axis, C, pad) for x, pad in pads)
         S = S.to(parts[1].dtype)
         if mu is None:
-            y, S = delta_rule_tiles(*parts, S, rows, v_old)
+            y, S = delta_rule_tiles(*parts, S, rows, v_old, products or S.dtype)
         else:
             y, S, P = momentum_tiles(*parts, mu, S, P.to(S.dtype), rows)
     return (None if y is None else y.flatten(-3, -2)[..., :T, :].to(e.dtype)), (S if mu is None else (S, P))
 
 
-def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old):
+def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old, products):
     """
     delta_rule on whole tiles: q, k (B, H, N, C, Dk), e, v_old (B, H, N, C, Dv), a, b, c (B, H, N, C),
     S (B, H, Dv, Dk).
     """
     C = k.shape[-2]
+    def near(x): return None if x is None else x.to(products)               # as it is multiplied
     past = log_past(C, k)
     decay, k_end, q_start, keep_all = past.exp(), k, q, None                # with nothing forgotten
     if a is not None:
@@ -144,7 +147,7 @@ def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old):
     A, inverse, k_erase = None, None, None
     if b is not None:
         erase = b if a is None else b / a                                   # (B, H, N, C)
-        A = matmul_nt(erase[..., None] * k, k) * decay                      # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+        A = matmul_nt(near(erase[..., None] * k), near(k)) * decay          # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
         inverse = unit_lower_inverse(A)
         erase = (erase if a is None else g.exp() * erase)[..., None]        # what of S_0's answers is erased
         k_erase = erase * k                                                 # (B, H, N, C, Dk)
@@ -152,13 +155,14 @@ def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old):
             first = (torch.arange(k.shape[-3], device=k.device) == 0)[:, None, None]
             write, k_erase = write - torch.where(first, erase * v_old, 0), k_erase[..., 1:, :, :]
 
-    starts, writes, S = Scan.apply(S, write, A, inverse, k_erase, k_end, keep_all)
+    starts, writes, S = Scan.apply(S, near(write), A, near(inverse), near(k_erase), near(k_end), keep_all)
     if q is None:
         return None, S
 
     # the reads of all tiles: what each tile's start still holds, and what the tile's own tokens wrote
-    y = matmul_nt(q_start, starts[..., :rows, :])                           # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
-    return y + (matmul_nt(q, k) * decay) @ writes[..., :rows], S            # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+    y = matmul_nt(near(q_start), starts[..., :rows, :])                     # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+    scores = near(matmul_nt(near(q), near(k)) * decay)                      # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
+    return y + scores @ writes[..., :rows], S                               # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
 
 
 def momentum_tiles(q, k, e, a, b, c, mu, S, P, rows):
@@ -231,6 +235,7 @@ class Scan(torch.autograd.Function):
         n_i = X_i (write_i - k_erase_i S_i^T),  S_{i+1} = keep_i S_i + n_i^T k_end_i
     (k_erase may start with tile 1: then what tile 0 erases has been taken from its write)
     returns all S_i but the last (B, H, N, Dv, Dk), all n_i (B, H, N, C, Dv), and the last S (B, H, Dv, Dk)
+    S and keep are float32 or better, and with them the sums; all others, and all products, are of write's type.
 
     Its own backward, because only three products per tile need the gradient of what comes after; the others are one
     product for all tiles, where autograd makes two of each, tile by tile, and stacks them. And the gradient of A is
@@ -241,8 +246,8 @@ class Scan(torch.autograd.Function):
         w, x, k, end, kept = (None if t is None else t.unbind(-3) for t in (write, X, k_erase, k_end, keep))
         starts, n, done = [], [], 0 if X is None else len(w) - len(k)       # done: how many have erased already
         for i in range(len(w)):
-            starts.append(S)
-            r = w[i] if X is None or i < done else w[i] - k[i - done] @ S.mT    # (.., C, Dk) x (.., Dk, Dv)
+            starts.append(S.to(write.dtype))
+            r = w[i] if X is None or i < done else w[i] - k[i - done] @ starts[i].mT    # (.., C, Dk) x (.., Dk, Dv)
             n.append(r if X is None else x[i] @ r)                          # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
             S = n[i].mT @ end[i] + (S if keep is None else kept[i] * S)     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
         starts, n = torch.stack(starts, dim=-3), torch.stack(n, dim=-3)
@@ -256,8 +261,8 @@ class Scan(torch.autograd.Function):
         done = 0 if X is None else len(x) - len(k)
         dr, d_ends = [], []                                                 # r_i: what X_i is multiplied with
         for i in reversed(range(n.shape[-3])):
-            d_ends.insert(0, dS)
-            d = dn.select(-3, i) + end[i] @ dS.mT                           # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
+            d_ends.insert(0, dS.to(n.dtype))
+            d = dn.select(-3, i) + end[i] @ d_ends[0].mT                    # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
             dr.insert(0, d if X is None else x[i].mT @ d)                   # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
             dS = d_starts.select(-3, i) + (dS if keep is None else kept[i] * dS)
             if X is not None and i >= done:
@@ -266,7 +271,7 @@ class Scan(torch.autograd.Function):
         place = torch.arange(n.shape[-2], device=n.device, dtype=n.dtype)   # floats: tril would compare long integers
         dA = None if X is None else torch.where(place[:, None] > place, -(dr @ n.mT), 0)    # (C, Dv) x (Dv, C)
         dk_erase = None if X is None else -dr[..., done:, :, :] @ starts[..., done:, :, :]      # (.., C, Dv) x (Dv, Dk)
-        d_keep = None if keep is None else (d_ends * starts).sum((-2, -1), keepdim=True)
+        d_keep = None if keep is None else (d_ends * starts).sum((-2, -1), keepdim=True, dtype=keep.dtype)
         return dS, dr, dA, None, dk_erase, n @ d_ends, d_keep
 
 
@@ -289,6 +294,15 @@ def matmul_nt(x, y):
     autograd makes the gradient of y^T, and each loop that then reads it as y's would gather its columns.
     """
     return MatmulNT.apply(x, y) if torch.compiler.is_compiling() else x @ y.mT
+
+
+def product_type(x):
+    """
+    The type in which products of x are made: autocast's, where it is on, else x's own, float32 at least. Sums, gates
+    and states stay in float32 or better (at_least_float32).
+    """
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else at_least_float32(x).dtype
 
 
 def tiled(x, axis, C, pad):

@@ -26,7 +26,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import at_least_float32, delta_rule, hidden, matmul_nt
+from kernels import at_least_float32, delta_rule, hidden, matmul_nt, product_type
 from memory import MemoryLayer, chunk_sizes, qkv_streams, recall_before, retain, unit, write_rate
 
 LIGHT = {'hope_light': dict(self_values=False, objective='dot', dgd=True, memory_momentum=False, forget=True)}
@@ -144,25 +144,27 @@ class LightMemory(MemoryLayer):
         state, few = self.opened(state, x)
         q, k, v, tail = qkv_streams(self.qkv(x), self.conv, state['conv'], self.n_head)     # three of (B, H, T, d)
         alpha, beta = (at_least_float32(gate(x)).mT for gate in (self.alpha, self.beta))    # (B, T, H) -> (B, H, T)
+        products = product_type(x)
         with torch.autocast(x.device.type, enabled=False):
             v, beta = unit(v), beta + self.beta_shift[:, :1]
             if self.gates_0 is None:
                 alpha, gates = retain(alpha, self.gate_floor), {'place': 0}
             else:
                 generate = self.generate_gates if few else self.generate_many_gates
-                alpha, beta, gates = generate(k, v, alpha, beta, state)
-            y, S = self.write_and_read(q, k, v, alpha, beta, state['S'])
+                alpha, beta, gates = generate(k, v, alpha, beta, state, products)
+            y, S = self.write_and_read(q, k, v, alpha, beta, state['S'], products)
         return self.emit(y, x), gates | {'S': S, 'conv': tail.to(state['conv'].dtype)}
 
-    def generate_gates(self, k, v, alpha, beta, state):
+    def generate_gates(self, k, v, alpha, beta, state, products):
         """
         1, 4   The gates, chunk by chunk; no token waits for another, and there are two numbers for each.
-        k, v (B, H, T, d), alpha, beta (B, H, T) before the sigmoid -> retention, the write gate before it, new state
+        k, v (B, H, T, d), alpha, beta (B, H, T) before the sigmoid -> retention, the write gate before it, new state.
+        products: the type of what is multiplied (kernels.product_type)
         """
         o, C = self.config, self.config.projection_chunk
         R, R_xi, place, gates = state['R'], state['R_xi'], state['place'], []
         sizes = chunk_sizes(k.shape[2], C, place)
-        for part in zip(*(x.split(sizes, dim=2) for x in (k, v, alpha, beta))):
+        for part in zip(*(x.split(sizes, dim=2) for x in (k.to(products), v.to(products), alpha, beta))):
             *gate, R = gates_of_chunk(o, *part, R, self.gates_0 + R_xi, self.beta_shift[:, 1:])
             gates.append(gate)
             place = (place + part[0].shape[2]) % C
@@ -172,17 +174,17 @@ class LightMemory(MemoryLayer):
 
     generate_many_gates = torch.compiler.disable(generate_gates, recursive=False)       # each chunk compiled for itself
 
-    def write_and_read(self, q, k, v, alpha, beta, S):
+    def write_and_read(self, q, k, v, alpha, beta, S, products):
         """2, 3   y (B, H, T, d) and the new S; q, k, v (B, H, T, d), alpha (B, H, T), beta before its sigmoid."""
         o, T = self.config, k.shape[2]
         s = torch.cat([q, k], dim=2)                                                        # (B, H, 2 T, d)
-        h = hidden(matmul_nt(s, self.W))                                                    # (.., 2 T, d) x (.., d, m)
-        from_start = matmul_nt(h, self.out_0)                                               # (.., 2 T, m) x (.., m, d)
+        h = hidden(matmul_nt(s.to(products), self.W.to(products)))                          # (.., 2 T, d) x (.., d, m)
+        from_start = matmul_nt(h, self.out_0.to(products))                                  # (.., 2 T, m) x (.., m, d)
         (q, k), (y_0, erased) = (x.split(T, dim=2) for x in (torch.cat([s, h], dim=-1), from_start))
         most = 2 if o.negative_eigenvalues else 1
         c = most * write_rate(beta, o.gate_floor) / k.square().sum(-1).clamp(min=1)
         rule = recall_before if o.memory_read == 'before' else delta_rule
-        y, S = rule(q, k, v - erased, alpha, alpha * c, c, S, o.tile)
+        y, S = rule(q, k, v - erased, alpha, alpha * c, c, S, o.tile, products=products)
         return y + y_0, S
 
     def flops(self, T):
@@ -199,12 +201,13 @@ def gates_of_chunk(o, k, v, alpha, beta, R, G_xi, shift):
     What the rows G_xi (B, H, 2, d) make of the gates of a chunk, or of a part of one, and what is written; o: Config.
     k, v (B, H, c, d), alpha, beta (B, H, c), R (B, H, 2, d) -> alpha, beta (B, H, c), R
     """
+    G_xi = G_xi.to(k.dtype)
     at_k, at_v = matmul_nt(k, G_xi), matmul_nt(v, G_xi)                                 # (.., c, d) x (.., d, 2)
     alpha = retain(alpha + o.gate_gain * at_k[..., 0], o.gate_floor)
     beta = beta + o.gate_gain * at_k[..., 1]
     g = alpha.clamp(min=1e-12).log().cumsum(-1)                                         # (B, H, c)
     rate = 2 / o.projection_chunk * write_rate(beta, o.gate_floor, shift) * (g[..., -1:] - g).exp()
-    wrote = (rate[..., None] * (torch.tanh(at_v) - at_k)).mT @ k                        # (.., 2, c) x (.., c, d)
+    wrote = (rate[..., None] * (torch.tanh(at_v) - at_k)).to(k.dtype).mT @ k            # (.., 2, c) x (.., c, d)
     return alpha, beta, g[..., -1:, None].exp() * R + wrote
 
 

@@ -47,7 +47,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from kernels import at_least_float32, causal_conv, delta_rule
+from kernels import at_least_float32, causal_conv, delta_rule, product_type
 
 RECURRENT = ('linear', 'retnet', 'mamba2', 'deltanet', 'gated_deltanet', 'ttt')
 TTT_CHUNK = 16      # tokens that share one gradient step's starting point in ttt, as in its paper
@@ -65,6 +65,7 @@ def remember(rule, q, k, v, alpha, beta, state, tile):
     state {'S': (B, H, Dv, Dk), ...}, as returned; read-only
     returns y (B, H, T, Dv) and the new state
     """
+    products = product_type(k)
     match rule:     #                     retention    erase            write               of e =
         case 'linear':          a, b, c = None,        None,            None                # v
         case 'retnet':          a, b, c = alpha,       None,            None                # v, alpha fixed
@@ -74,7 +75,7 @@ def remember(rule, q, k, v, alpha, beta, state, tile):
         case 'ttt':             a, b, c = None,        None,            beta * 2 / TTT_CHUNK    # v - S_xi k
         case _: raise ValueError(f'unknown rule {rule!r}')
     if rule != 'ttt':
-        y, S = delta_rule(q, k, v, a, b, c, state['S'], tile)
+        y, S = delta_rule(q, k, v, a, b, c, state['S'], tile, products=products)
         return y, {'S': S}
 
     # ttt: what is written depends on the memory at its chunk's start, so the chunks are read one after the other
@@ -84,7 +85,7 @@ def remember(rule, q, k, v, alpha, beta, state, tile):
         with torch.autocast(k.device.type, enabled=False):
             k_part = at_least_float32(k)
             e = v - k_part @ S_xi.mT.to(k_part.dtype)               # (B, H, C, Dk) x (B, H, Dk, Dv) -> (B, H, C, Dv)
-        y_part, S = delta_rule(q, k, e, a, b, c, S, TTT_CHUNK)
+        y_part, S = delta_rule(q, k, e, a, b, c, S, TTT_CHUNK, products=products)
         y.append(y_part)
         place = (place + k.shape[2]) % TTT_CHUNK
         S_xi = S if place == 0 else S_xi
@@ -120,12 +121,12 @@ def retain(x, floor):
     return (kept / (1 - floor / 100)).clamp(max=1) if floor else kept
 
 
-def recall_before(q, k, e, a, b, c, state, tile, mu=None, rows=None, v_old=None):
+def recall_before(q, k, e, a, b, c, state, tile, mu=None, rows=None, v_old=None, products=None):
     """kernels.delta_rule, but every token is read before its own write: from the memory after the token before it."""
     S = state if mu is None else state[0]
     first = q[..., :1, :] @ S[..., :rows, :].mT                                     # (.., 1, Dk) x (.., Dk, Dv)
     q = torch.cat([q[..., 1:, :], q[..., -1:, :]], dim=-2)
-    y, state = delta_rule(q, k, e, a, b, c, state, tile, mu, rows, v_old)
+    y, state = delta_rule(q, k, e, a, b, c, state, tile, mu, rows, v_old, products)
     return torch.cat([first, y[..., :-1, :]], dim=-2), state
 
 

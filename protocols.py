@@ -111,8 +111,8 @@ def language(name, enc, seed, n_lines):
 
 def intents(o, enc, seed):
     """
-    The intents in ten parts of a random order, n_requests of each as lines `request => name`; a tenth as many others
-    are scored, but three of three or more. The last text has the first part's names, and requests that no other has.
+    n_intents in each of ten parts of a random order, n_requests of each as lines `request => name`; a tenth as many
+    others are scored, but three of three or more. The last text has the first part's names, and requests that no other has.
     """
     source, found, none = load_once()
     print(f'intents: {source}, {len(found)} of them')
@@ -126,7 +126,7 @@ def intents(o, enc, seed):
         random.Random(f'{title} {seed}').shuffle(pairs)
         lines = torch.tensor([i for prompt, name in pairs for i in (*prompt, *name[:-1])])     # a prompt begins with \n
         return Text(title, lines, pairs_of(names, scored), 'intents', pairs, [name_of(enc, name) for name in names])
-    parts = classes(found, seed)[:o.n_tasks]
+    parts = [names[:o.n_intents] for names in classes(found, seed)[:o.n_tasks]]
     tasks = [part(f'{len(names)} {i + 1}', names, lambda name: found[name]['read'][:n],
                   lambda name: found[name]['scored'][:m]) for i, names in enumerate(parts)]
     tasks[-1].none = [prompt_of(enc, request) for request in none[:100]]

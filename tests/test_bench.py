@@ -84,6 +84,17 @@ def test_half_precision_is_half_of_a_product():
     assert full[0] == half[0] and full[1] == 2 * half[1]
 
 
+@pytest.mark.parametrize('kind, f, numbers', [
+    ('loops', lambda x, w: x[:8].exp() * 2, 2 * 8 * 64),
+    ('products', lambda x, w: x[:8] @ w, 8 * 64 + 64 * 32 + 8 * 32),
+    ('products', lambda x, w: x[:, :16] @ w[:16], 128 * 16 + 16 * 32 + 128 * 32)])
+def test_of_a_slice_the_slice_is_counted(kind, f, numbers):
+    class Sliced(nn.Module):
+        def forward(self, x, w):
+            return f(x, w)
+    assert count_step(Sliced(), [torch.empty(128, 64), torch.empty(64, 32)])[kind] == [1, 4 * numbers]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_a_gpu_computes_the_same_compiled_and_as_graphs():
     Loss = inside('bench.py', *TINY, '--parts=kernels')['Loss']

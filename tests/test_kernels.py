@@ -172,6 +172,17 @@ def test_autocast_keeps_the_state_in_float32():
     assert_near('y', y, delta_rule_ref(q, k, e, a, b, c, S)[0], 2e-2)
 
 
+@pytest.mark.parametrize('T', [7, 700])
+def test_products_in_bfloat16(T):
+    """Sums and the state stay in float32, so that errors do not grow with length: outputs, state, each gradient."""
+    inputs = example(1, 2, T, 16)
+    double = [x.detach().double().requires_grad_() for x in inputs]
+    got = forward_backward(delta_rule, inputs, products=torch.bfloat16)
+    for name, x, want in zip(NAMES, got, forward_backward(delta_rule_ref, double)):
+        error = ((x - want).norm() / want.norm()).item()
+        assert x.dtype == torch.float32 and 1e-5 < error < 0.015, (name, error)
+
+
 def test_wrong_shapes_are_named():
     q, k, e, a, b, c, S = example(1, 2, 5, 4)
     with pytest.raises(AssertionError, match='b must be'):

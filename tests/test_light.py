@@ -47,7 +47,7 @@ def test_each_token_moves_the_gates_of_later_chunks_alone():
     q, k, v = torch.randn(3, 1, 2, 12, 6, dtype=torch.float64)
     gates = torch.randn(2, 1, 2, 12, dtype=torch.float64)
     v.requires_grad_()
-    alpha, beta, _ = layer.generate_gates(k, v, *gates, layer.init_state(1))
+    alpha, beta, _ = layer.generate_gates(k, v, *gates, layer.init_state(1), k.dtype)
     for t in range(12):
         moved = torch.autograd.grad(alpha[0, 0, t] + beta[0, 0, t], v, retain_graph=True, allow_unused=True)[0]
         reach = 0 if moved is None else (moved[0, 0].abs().sum(-1) > 0).sum().item()
