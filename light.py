@@ -176,11 +176,11 @@ class LightMemory(MemoryLayer):
 
     def write_and_read(self, q, k, v, alpha, beta, S, products):
         """2, 3   y (B, H, T, d) and the new S; q, k, v (B, H, T, d), alpha (B, H, T), beta before its sigmoid."""
-        o, T = self.config, k.shape[2]
-        s = torch.cat([q, k], dim=2)                                                        # (B, H, 2 T, d)
-        h = hidden(matmul_nt(s.to(products), self.W.to(products)))                          # (.., 2 T, d) x (.., d, m)
-        from_start = matmul_nt(h, self.out_0.to(products))                                  # (.., 2 T, m) x (.., m, d)
-        (q, k), (y_0, erased) = (x.split(T, dim=2) for x in (torch.cat([s, h], dim=-1), from_start))
+        o, W, out_0 = self.config, self.W.to(products), self.out_0.to(products)
+        def from_start(s):                      # features [s; hidden(W s)], and what the start answers to them
+            h = hidden(matmul_nt(s.to(products), W))                                        # (.., T, d) x (.., d, m)
+            return torch.cat([s, h], dim=-1), matmul_nt(h, out_0)                           # (.., T, m) x (.., m, d)
+        (q, y_0), (k, erased) = from_start(q), from_start(k)
         most = 2 if o.negative_eigenvalues else 1
         c = most * write_rate(beta, o.gate_floor) / k.square().sum(-1).clamp(min=1)
         rule = recall_before if o.memory_read == 'before' else delta_rule

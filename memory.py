@@ -139,8 +139,8 @@ def qkv_streams(qkv, conv, tail, H):
     """qkv (B, T, 3 D), the convolution and its tail -> q, k (of norm 1), v (B, H, T, Dk), and the new tail."""
     B, T, _ = qkv.shape
     qkv, tail = causal_conv(qkv, conv, tail)                                        # (B, T, 3 D)
-    qkv = at_least_float32(F.silu(qkv))                                             # a norm of 1 is not 1 in bfloat16
-    q, k, v = (x.view(B, T, H, -1).transpose(1, 2) for x in qkv.chunk(3, dim=-1))   # three of (B, H, T, Dk)
+    q, k, v = (x.view(B, T, H, -1).transpose(1, 2) for x in F.silu(qkv).chunk(3, dim=-1))   # three of (B, H, T, Dk)
+    q, k, v = map(at_least_float32, (q, k, v))                                      # a norm of 1 is not 1 in bfloat16
     return unit(q), unit(k), v, tail
 
 
