@@ -264,7 +264,7 @@ def decode(bench, knobs, device, dtype, ceiling):
 
 
 def recurrence(bench, knobs, device, dtype, ceiling):
-    """The recurrence in float32: token loop, tiled form, compiled form."""
+    """The recurrence: token loop, in float32, tiled form, compiled form, whose products are of the ceilings' type."""
     B, H, T, D = (8, 16, 2048, 64) if device == 'cuda' else (1, 2, 256, 32) if bench.quick else (2, 4, 1024, 32)
     inputs = [x.detach().to(device).requires_grad_() for x in kernels.example(B, H, T, D)]
     forms = {'token loop': (kernels.delta_rule_ref,) * 2, 'tiled': (kernels.delta_rule,) * 2}
@@ -275,9 +275,10 @@ def recurrence(bench, knobs, device, dtype, ceiling):
           f'what has to be moved at least ({moved / 1e6:.1f} MB)')
     rows = []
     for name, (f, eager) in forms.items():
+        its = {} if name == 'token loop' else {'products': dtype}
         with FlopCounterMode(display=False) as counter:
-            kernels.forward_backward(eager, inputs)
-        seconds = median(lambda: kernels.forward_backward(f, inputs), device, bench.repeats)
+            kernels.forward_backward(eager, inputs, **its)
+        seconds = median(lambda: kernels.forward_backward(f, inputs, **its), device, bench.repeats)
         flops, bandwidth = counter.get_total_flops() / seconds, moved / seconds
         rows.append({'form': name, 'seconds': seconds, 'flops': flops, 'bytes_per_second': bandwidth})
         shares = share(flops, ceiling, 'flops'), share(bandwidth, ceiling, 'bytes_per_second')

@@ -14,7 +14,7 @@ are of all that a kernel reads and writes, of a slice the slice, as if nothing s
 
 How far off: of a hope layer of gpt2's size, as it was when a CUDA build of torch counted it, one launch in 7,504 and in
 3,264, and 6 and 12 % too many bytes (memory_chunk 64 and 256; counted so by the script that this file was made from,
-see results/gpu-counts.txt). That is one memory on one version of torch.
+and both with whole buffers for slices; see results/gpu-counts.txt). That is one memory on one version of torch.
 
 Does NOT include: seconds; what torch launches outside compiled code (copies between the chunks of a long sequence) or
 beside its own kernels (a triangular solve copies first); the optimizer. Needs no compiler and no Triton, but reaches
@@ -82,17 +82,19 @@ class CountedGraph(GraphLowering):
         return types.SimpleNamespace(call=call, __file__='', key='')
 
     def bytes_of(self, node):
-        """What a kernel reads and writes. Inductor's own count is at most that, but has a whole buffer for a slice."""
+        """What a kernel reads and writes. Inductor's own count is never less: it has a buffer for a slice of it."""
         buffers = node.get_read_write_buffer_accesses(include_reads=True, include_writes=True)
-        if isinstance(node, scheduler.ExternKernelSchedulerNode):       # what is passed is a view, of what it takes
-            views = [x for x in (*node.node.inputs, node.node) if buffers and isinstance(x.maybe_get_layout(), Layout)]
-            return sum(x.get_dtype().itemsize * math.prod(int(n) for n, step in zip(x.get_size(), x.get_stride()) if step)
-                       for x in views)
         touched = dict.fromkeys(buffers, 0)
-        for dep in node.read_writes.reads | node.read_writes.writes:
-            if dep.name in buffers:
-                touched[dep.name] += int(dep.get_numel()) * self.get_dtype(dep.name).itemsize
-        return sum(min(size, touched[name]) for name, size in buffers.items())
+        if isinstance(node, scheduler.ExternKernelSchedulerNode):
+            for x in (*node.node.inputs, node.node):                    # views of what the kernel takes, and its result
+                if x.get_name() in buffers and isinstance(x.maybe_get_layout(), Layout):
+                    numel = math.prod(int(n) for n, step in zip(x.get_size(), x.get_stride()) if step)
+                    touched[x.get_name()] += numel * x.get_dtype().itemsize
+        else:
+            for dep in {dep.normalize() for dep in node.read_writes.reads | node.read_writes.writes}:
+                if dep.name in buffers:
+                    touched[dep.name] += int(dep.get_numel()) * self.get_dtype(dep.name).itemsize
+        return sum(min(size, touched[name] or size) for name, size in buffers.items())  # several results: all of each
 
 
 def kind(node):

@@ -82,8 +82,8 @@ class Continual:
         self.n_facts = numbers('facts', self.facts or ('20' if self.protocol == 'days' else '1,20' if self.quick
                                                           else '1,20,200'))
         check(self.protocol != 'days' or len(self.n_facts) == 1, f'--protocol=days takes one number, not {self.facts}')
-        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines', 'n_tasks', 'n_intents', 'n_requests', 'n_readings', 'n_other',
-                     'n_days'):
+        for name in ('seeds', 'n_bytes', 'n_languages', 'n_lines', 'n_tasks', 'n_intents', 'n_requests', 'n_readings',
+                     'n_other', 'n_days'):
             check(getattr(self, name) >= 1, f'--{name} must be at least 1, not {getattr(self, name)}')
         check(self.n_languages <= 26, f'--n_languages must be at most 26, not {self.n_languages}')
         check(self.n_tasks <= 10, f'--n_tasks must be at most 10, not {self.n_tasks}')

@@ -9,7 +9,7 @@ Formal languages, the paper's table 5: puzzles (puzzles.py) in which each answer
 
 Does NOT include: permutations, which track states without being a language (puzzles.py).
 """
-from puzzles import END, UPPER, Puzzle, show
+from puzzles import END, PUZZLES, UPPER, Puzzle, show
 
 
 class FormalLanguage(Puzzle):
@@ -100,8 +100,8 @@ class Shuffle2(FormalLanguage):
         return '([' + ')' * within[0] + ']' * within[1] + END * (not any(within))
 
 
-# of --data and --task
-LANGUAGES = {'parity': Parity, 'aa': AA, 'abab': ABAB, 'anbn': AnBn, 'anbncn': AnBnCn, 'shuffle-2': Shuffle2}
+FORMAL = {'parity': Parity, 'aa': AA, 'abab': ABAB, 'anbn': AnBn, 'anbncn': AnBnCn, 'shuffle-2': Shuffle2}
+ALL_PUZZLES = PUZZLES | FORMAL          # of --data and --task, beside recall
 
 if __name__ == '__main__':
-    show(LANGUAGES)
+    show(FORMAL)

@@ -84,9 +84,8 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=
     """
     delta_rule_ref's arguments and results, computed `tile` tokens at a time. rows: how many of the first rows of S
     are read, y (B, H, T, rows); None reads all of them. v_old (B, H, T, Dv): what the given state answers to every
-    key, k S^T, from one who has it and erases (b); the first tile then need not ask. Not with momentum. products: the
-    type whose numbers are multiplied (product_type); None: float32 or better. What is summed up is float32 or better
-    in any case, and so are the gates and the state.
+    key, k S^T, from one who has it and erases (b); the first tile then need not ask. products: the type of what is
+    multiplied (product_type); None: float32 or better, as gates and states are anyway. Neither goes with momentum.
 
     With g_t = log a_1 + ... + log a_t counted from the tile's start, and S_0 the memory there, the recurrence is
         S_t = exp(g_t) S_0 + sum_{s<=t} exp(g_t - g_s) n_s k_s^T,       n_t = c_t e_t - b_t S_{t-1} k_t
@@ -94,8 +93,7 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
     (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
     so all tiles compute it at once; what is left for a loop over tiles is three small products. All exponents are
-    <= 0, so nothing overflows however fast the memory forgets. Autocast has no say here (products has); on a GPU
-    float32 products are tf32 if torch was told so.
+    <= 0, so nothing overflows however fast the memory forgets. Autocast has no say here: products has.
 
     With momentum a write of token s has grown, by the time t, to R_ts times itself,
         R_ts = sum_{s<=r<=t} exp(g_t - g_r) exp(h_r - h_s),             h_t = log mu_1 + ... + log mu_t
@@ -105,8 +103,8 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=
     S, P = start(q, k, e, a, b, c, state, mu)
     T, axis = k.shape[-2], k.dim() - 2
     assert T >= 1 and tile >= 1, f'needs a token and a tile of one, got T={T}, tile={tile}'
-    assert v_old is None or v_old.shape == e.shape and b is not None and mu is None, \
-        'v_old has the shape of e, and is of use where something is erased, without momentum'
+    assert mu is None or v_old is None and products is None, 'v_old and products are for memories without momentum'
+    assert v_old is None or v_old.shape == e.shape and b is not None, 'v_old is as e, and of use where b erases'
     C = min(tile, T)
     if mu is not None and T % C:            # padding does not leave a momentum alone: the odd tail is its own tile
         whole, tail = ([None if x is None else x.narrow(axis, *part) for x in (q, k, e, a, b, c, mu)]
@@ -162,7 +160,7 @@ def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old, products):
     # the reads of all tiles: what each tile's start still holds, and what the tile's own tokens wrote
     y = matmul_nt(near(q_start), starts[..., :rows, :])                     # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
     scores = near(matmul_nt(near(q), near(k)) * decay)                      # (.., C, Dk) x (.., Dk, C) -> (.., C, C)
-    return y + scores @ writes[..., :rows], S                               # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
+    return y.to(S.dtype) + scores @ writes[..., :rows], S                   # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
 
 
 def momentum_tiles(q, k, e, a, b, c, mu, S, P, rows):
@@ -213,9 +211,8 @@ def momentum_tiles(q, k, e, a, b, c, mu, S, P, rows):
 
 def log_past(C, x):
     """
-    The logarithm of what token t sees of token s, (C, C) like x: 0 where s <= t, -inf where s is still to come. A mask
-    that is added to exponents needs none in the backward. Compiled, a logarithm is made once and read, where a mask
-    would be made again, from comparisons of positions, in each loop that has it.
+    The logarithm of what token t sees of token s, (C, C) like x: 0 where s <= t, -inf where s is to come. Added to
+    exponents it needs no mask in the backward; compiled, it is made once, where loops would each compare.
     """
     place = torch.arange(C, device=x.device, dtype=x.dtype)
     return (place[:, None] >= place).to(x.dtype).log()
@@ -235,7 +232,7 @@ class Scan(torch.autograd.Function):
         n_i = X_i (write_i - k_erase_i S_i^T),  S_{i+1} = keep_i S_i + n_i^T k_end_i
     (k_erase may start with tile 1: then what tile 0 erases has been taken from its write)
     returns all S_i but the last (B, H, N, Dv, Dk), all n_i (B, H, N, C, Dv), and the last S (B, H, Dv, Dk)
-    S and keep are float32 or better, and with them the sums; all others, and all products, are of write's type.
+    S, A and keep are float32 or better, and so are sums over tiles; all others, and products, are of write's type.
 
     Its own backward, because only three products per tile need the gradient of what comes after; the others are one
     product for all tiles, where autograd makes two of each, tile by tile, and stacks them. And the gradient of A is
@@ -268,7 +265,7 @@ class Scan(torch.autograd.Function):
             if X is not None and i >= done:
                 dS = dS - dr[0].mT @ k[i - done]                            # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
         dr, d_ends = torch.stack(dr, dim=-3), torch.stack(d_ends, dim=-3)
-        place = torch.arange(n.shape[-2], device=n.device, dtype=n.dtype)   # floats: tril would compare long integers
+        place = torch.arange(n.shape[-2], device=n.device, dtype=dS.dtype)  # floats: tril would compare long integers
         dA = None if X is None else torch.where(place[:, None] > place, -(dr @ n.mT), 0)    # (C, Dv) x (Dv, C)
         dk_erase = None if X is None else -dr[..., done:, :, :] @ starts[..., done:, :, :]      # (.., C, Dv) x (Dv, Dk)
         d_keep = None if keep is None else (d_ends * starts).sum((-2, -1), keepdim=True, dtype=keep.dtype)
@@ -290,7 +287,7 @@ class MatmulNT(torch.autograd.Function):
 
 def matmul_nt(x, y):
     """
-    x (.., n, d), y (.., m, d) of the same leading shape -> x y^T (.., n, m). Compiled, it has a backward of its own:
+    x (.., n, d), y (.., m, d), leading axes broadcast -> x y^T (.., n, m). Compiled, it has a backward of its own:
     autograd makes the gradient of y^T, and each loop that then reads it as y's would gather its columns.
     """
     return MatmulNT.apply(x, y) if torch.compiler.is_compiling() else x @ y.mT
@@ -298,11 +295,12 @@ def matmul_nt(x, y):
 
 def product_type(x):
     """
-    The type in which products of x are made: autocast's, where it is on, else x's own, float32 at least. Sums, gates
-    and states stay in float32 or better (at_least_float32).
+    The type in which memory.py and light.py multiply: autocast's, where it is on and has a say (not of float64), else
+    x's own, float32 at least. titans.py stays in float32.
     """
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else at_least_float32(x).dtype
+    full, device = at_least_float32(x).dtype, x.device.type
+    autocast = torch.is_autocast_enabled(device) and full == torch.float32
+    return torch.get_autocast_dtype(device) if autocast else full
 
 
 def tiled(x, axis, C, pad):
@@ -391,12 +389,10 @@ def mlp_memory_grad(W1, u, error):
 def causal_conv(x, weight, state=None):
     """
     Causal depth-wise convolution, every channel over its own last W tokens: y_t = sum_i weight[i] x_{t - W + 1 + i}.
-
     x (B, T, D), weight (W, D), state (B, W - 1, D) = the tail of the tokens before x, or None (zeros)
-    returns y (B, T, D) and the new tail. paper: "local convolutions with window size 4", nothing more.
+    -> y (B, T, D) and the new tail. paper: "local convolutions with window size 4", nothing more.
     """
-    B, T, D = x.shape
-    W = weight.shape[0]
+    (B, T, D), W = x.shape, len(weight)
     assert weight.shape[1] == D, f'weight must be (W, {D}), got {tuple(weight.shape)}'
     assert state is None or state.shape == (B, W - 1, D), f'state must be ({B}, {W - 1}, {D}), got {tuple(state.shape)}'
     tail = x.new_zeros(B, W - 1, D) if state is None else state.to(x.dtype)
@@ -431,26 +427,20 @@ def main(compiled):
     import time
     torch.set_num_threads(1)
     small = example(2, 2, 130, 16, torch.float64)
-    names = ('y', 'state', 'dq', 'dk', 'de', 'da', 'db', 'dc', 'dstate')
-    worst = {name: (x - y).abs().max().item() for name, x, y in
-             zip(names, forward_backward(delta_rule_ref, small), forward_backward(delta_rule, small))}
-    print('tiled against the token loop, float64, T=130, tile 64, largest difference')
-    print('  ' + '  '.join(f'{name} {x:.0e}' for name, x in worst.items()))
+    both = zip(*(forward_backward(f, small) for f in (delta_rule_ref, delta_rule)))
+    print('tiled against the token loop, float64, T=130, tile 64, largest difference\n  ' + '  '.join(
+        f'{name} {(x - y).abs().max():.0e}' for name, (x, y) in zip('y state dq dk de da db dc dstate'.split(), both)))
 
-    inputs = example(4, 4, 1024, 64)
-    rows = [('token loop', delta_rule_ref, {})]
-    rows += [(f'tile {C}', delta_rule, {'tile': C}) for C in (16, 32, 64)]
-    if compiled:
-        rows.append(('tile 64, compiled', torch.compile(delta_rule), {'tile': 64}))
-    print('forward + backward, B=4 H=4 T=1024 Dk=Dv=64, float32, one thread')
-    base = None
-    for name, f, kwargs in rows:
-        times = []
+    inputs, base = example(4, 4, 512, 64), None
+    forms = [('token loop', delta_rule_ref, {})] + [(f'tile {C}', delta_rule, {'tile': C}) for C in (16, 32, 64)]
+    forms += [('tile 64, compiled', torch.compile(delta_rule), {'tile': 64})] * compiled
+    print('forward + backward, B=4 H=4 T=512 Dk=Dv=64, float32, one thread')
+    for name, f, kwargs in forms:
+        times = [time.perf_counter()]
         for _ in range(2 if f is delta_rule_ref else 3):
-            start = time.perf_counter()
             forward_backward(f, inputs, **kwargs)
-            times.append(time.perf_counter() - start)
-        seconds = sorted(times)[(len(times) - 1) // 2]             # the first call warms up or compiles
+            times.append(time.perf_counter())
+        seconds = min(b - a for a, b in zip(times, times[1:]))      # the first call warms up or compiles
         base = base or seconds
         print(f'  {name:<20} {1e3 * seconds:8.1f} ms   {base / seconds:5.1f} x the token loop')
 

@@ -202,7 +202,7 @@ def gates_of_chunk(o, k, v, alpha, beta, R, G_xi, shift):
     k, v (B, H, c, d), alpha, beta (B, H, c), R (B, H, 2, d) -> alpha, beta (B, H, c), R
     """
     G_xi = G_xi.to(k.dtype)
-    at_k, at_v = matmul_nt(k, G_xi), matmul_nt(v, G_xi)                                 # (.., c, d) x (.., d, 2)
+    at_k, at_v = (matmul_nt(x, G_xi).to(alpha.dtype) for x in (k, v))                   # (.., c, d) x (.., d, 2)
     alpha = retain(alpha + o.gate_gain * at_k[..., 0], o.gate_floor)
     beta = beta + o.gate_gain * at_k[..., 1]
     g = alpha.clamp(min=1e-12).log().cumsum(-1)                                         # (B, H, c)

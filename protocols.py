@@ -111,8 +111,9 @@ def language(name, enc, seed, n_lines):
 
 def intents(o, enc, seed):
     """
-    n_intents in each of ten parts of a random order, n_requests of each as lines `request => name`; a tenth as many
-    others are scored, but three of three or more. The last text has the first part's names, and requests that no other has.
+    n_tasks of ten parts of the intents in a random order, n_intents of each part at most, n_requests of each as lines
+    `request => name`; a tenth as many others are scored, but three of three or more. The last text has requests of no
+    intent as well.
     """
     source, found, none = load_once()
     print(f'intents: {source}, {len(found)} of them')

@@ -352,7 +352,7 @@ class Trust(Puzzle):
         return (start + asked).ljust(T, END), answers.ljust(T)
 
 
-# of --data and --task; recall, which takes a number of pairs, is made where it is needed
+# by name; recall, which takes a number of pairs, is made where it is needed
 PUZZLES = {
     'in-context-recall': InContextRecall, 'fuzzy-recall': FuzzyRecall, 'noisy-recall': NoisyRecall,
     'selective-copying': SelectiveCopying, 'compression': Compression, 'memorisation': Memorisation,

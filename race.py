@@ -1,6 +1,6 @@
 """
-Races: memories in models of equal size learn one puzzle (puzzles.py), and are asked at 1, 2, 4 and 8 times the length
-that they were trained at.
+Races: memories in models of equal size learn one puzzle (puzzles.py, formal.py), and are asked at 1, 2, 4 and 8 times
+the length that they were trained at.
 
     python race.py                                          parity, a short race, under a minute
     python race.py --mixers=hope --negative_eigenvalues=true        ... by a memory that can turn round what it holds
@@ -30,12 +30,12 @@ from dataclasses import asdict, dataclass
 import torch
 
 from cli import UsageError, atomic_write, build, check, git_commit, one_line_errors, read_args, words
+from formal import ALL_PUZZLES
 from machine import compiled, describe
 from metrics import mean_and_error
 from model import MIXERS, Config, equal_model
 from optim import param_groups
 from puzzles import Recall
-from tasks import PUZZLES
 
 TIMES = 1, 2, 4, 8                      # the training length, in the end
 SMALL = dict(n_layer=2, n_head=1, n_embd=64)
@@ -67,7 +67,7 @@ class Race:
     json: str = ''                      # a file for the numbers
 
     def __post_init__(self):
-        tasks = 'recall', *PUZZLES
+        tasks = 'recall', *ALL_PUZZLES
         check(self.task in tasks, f"--task must be one of {', '.join(tasks)}, not '{self.task}'")
         check(not os.path.isdir(self.json), f'--json={self.json} is a folder; a file is needed')
         words('mixers', self.mixers, MIXERS, joined=True)
@@ -95,7 +95,7 @@ class Race:
 def make_task(race, easier=1):
     """The task with the smallest vocabulary. Of recall: keys are the first tokens, then values, then one for gaps."""
     if race.task != 'recall':
-        return PUZZLES[race.task]()
+        return ALL_PUZZLES[race.task]()
     keys = torch.arange(race.keys)
     return Recall(race.n_pairs // easier, keys, keys + race.keys, 2 * race.keys)
 

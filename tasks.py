@@ -44,18 +44,16 @@ import itertools
 import torch
 
 import facts
-import puzzles
 from cli import UsageError, UserError
 from corpora import load_documents
 from data import Text, prepare
-from formal import LANGUAGES
+from formal import ALL_PUZZLES
 from intents import Requests, content_words
 from languages import Languages, specimen_text
 from niah import FORMS, Needles
 from puzzles import Recall
 from tokenizer import encode, get_tokenizer
 
-PUZZLES = puzzles.PUZZLES | LANGUAGES
 KEYS, VALUES, GAP = b'abcdefghijklmnopqrstuvwxyz', b'ABCDEFGHIJKLMNOPQRSTUVWXYZ', b'.'       # of --data=recall
 
 
@@ -71,10 +69,10 @@ def load(data, tokenizer='bytes', directory=None, suffix='', quiet=False, enc=No
     raises  UserError for whatever is wrong with the data, by its name
     """
     kind, _, choice = data.partition(':')
-    tokenizer = 'bytes' if kind in ('recall', 'niah', *PUZZLES) and tokenizer == 'auto' else tokenizer
+    tokenizer = 'bytes' if kind in ('recall', 'niah', *ALL_PUZZLES) and tokenizer == 'auto' else tokenizer
     if data == 'languages':
         return load_languages(tokenizer, quiet, enc)
-    if kind == 'recall' or data in PUZZLES:
+    if kind == 'recall' or data in ALL_PUZZLES:
         return load_puzzle(data, tokenizer, quiet)
     form = choice or 'short'
     if kind == 'niah' and form not in FORMS:
@@ -105,15 +103,15 @@ def check_enough(task, val_task, block_size, steps, data):
 def load_puzzle(data, tokenizer, quiet):
     """Its symbols are bytes, so that a model that was trained on it can be asked: sample.py '0110'."""
     n_pairs = data.partition(':')[2] or '8'                     # of recall
-    if data not in PUZZLES and not (n_pairs.isdecimal() and 1 <= int(n_pairs) <= len(KEYS)):
+    if data not in ALL_PUZZLES and not (n_pairs.isdecimal() and 1 <= int(n_pairs) <= len(KEYS)):
         raise UserError(f"--data=recall takes 1 to {len(KEYS)} pairs behind its colon, not '{n_pairs}'")
     if tokenizer != 'bytes':
         raise UserError(f'--data={data} is made of letters: use --tokenizer=bytes')
     enc = get_tokenizer(tokenizer)
     def tokens(letters): return torch.from_numpy(encode(enc, letters).astype(int))
-    if data in PUZZLES:
-        symbols = PUZZLES[data]().symbols.encode('latin-1')
-        task, about = PUZZLES[data](tokens(symbols)), f'{len(symbols)} symbols'
+    if data in ALL_PUZZLES:
+        symbols = ALL_PUZZLES[data]().symbols.encode('latin-1')
+        task, about = ALL_PUZZLES[data](tokens(symbols)), f'{len(symbols)} symbols'
     else:
         symbols = KEYS + VALUES + GAP
         task = Recall(int(n_pairs), tokens(KEYS), tokens(VALUES), tokens(GAP).item())

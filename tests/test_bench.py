@@ -87,7 +87,8 @@ def test_half_precision_is_half_of_a_product():
 @pytest.mark.parametrize('kind, f, numbers', [
     ('loops', lambda x, w: x[:8].exp() * 2, 2 * 8 * 64),
     ('products', lambda x, w: x[:8] @ w, 8 * 64 + 64 * 32 + 8 * 32),
-    ('products', lambda x, w: x[:, :16] @ w[:16], 128 * 16 + 16 * 32 + 128 * 32)])
+    ('products', lambda x, w: x[:, :16] @ w[:16], 128 * 16 + 16 * 32 + 128 * 32),
+    ('products', lambda x, w: x @ x.mT, 128 * 64 + 128 * 128)])
 def test_of_a_slice_the_slice_is_counted(kind, f, numbers):
     class Sliced(nn.Module):
         def forward(self, x, w):

@@ -92,7 +92,7 @@ def test_what_learners_keep():
         assert after.isfinite().all()
 
 
-@pytest.mark.parametrize('options', [dict(protocol='intents', n_bytes=2000, n_requests=3, n_tasks=2),
+@pytest.mark.parametrize('options', [dict(protocol='intents', n_bytes=2000, n_requests=3, n_tasks=2, n_intents=15),
                                      dict(protocol='facts', n_facts=[2], n_readings=2, n_other=3000)])
 def test_texts_of_the_other_protocols(options):
     """The same seed gives the same texts; what is scored is not read, in what is scored and in what chooses steps."""
@@ -191,7 +191,7 @@ def test_quick_of_the_other_protocols(tmp_path, capsys, protocol, learners, scor
             assert [[x is None for x in row] for row in run['R']] == [[False] * 3, [False, False, True], [False] * 3]
         assert learner['final'][0] == mean(x['right'] for x in run['R'][-1] if 'right' in x)
     if protocol == 'intents':
-        assert 'requests of none' in out and found['learners']['ridge']['final'][0] > 20
+        assert 'requests of none' in out and found['learners']['ridge']['final'][0] >= 50
         assert found['learners']['ridge']['final'] == found['learners']['least-squares']['final']
         assert [line['claim'][:27] for line in found['verdict']] == ['the memory of least squares']
 

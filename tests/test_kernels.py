@@ -172,15 +172,21 @@ def test_autocast_keeps_the_state_in_float32():
     assert_near('y', y, delta_rule_ref(q, k, e, a, b, c, S)[0], 2e-2)
 
 
-@pytest.mark.parametrize('T', [7, 700])
-def test_products_in_bfloat16(T):
-    """Sums and the state stay in float32, so that errors do not grow with length: outputs, state, each gradient."""
-    inputs = example(1, 2, T, 16)
-    double = [x.detach().double().requires_grad_() for x in inputs]
-    got = forward_backward(delta_rule, inputs, products=torch.bfloat16)
-    for name, x, want in zip(NAMES, got, forward_backward(delta_rule_ref, double)):
+@pytest.mark.parametrize('T, tile, rates', [(7, 64, 'abc'), (700, 64, 'abc'), (600, 512, 'abc'), (90, 32, 'a.c'),
+                                            (90, 32, '.b.'), (90, 32, '...')])
+def test_products_in_bfloat16(T, tile, rates):
+    """Sums over tiles, gates and the state stay in float32, so that errors do not grow with length; each gradient."""
+    inputs = [x if name in 'qkeS' or name in rates else None for name, x in zip('qkeabcS', example(1, 2, T, 16))]
+    double = [x if x is None else x.detach().double().requires_grad_() for x in inputs]
+
+    def numbers(f, inputs, **kwargs):
+        y, state = f(*inputs, **kwargs)
+        loss = (y * torch.linspace(-1, 1, T, dtype=y.dtype)[:, None]).sum() + state.square().sum()
+        return [y, state, *torch.autograd.grad(loss, [x for x in inputs if x is not None])]
+    got = numbers(delta_rule, inputs, products=torch.bfloat16, tile=tile)
+    for i, (x, want) in enumerate(zip(got, numbers(delta_rule_ref, double))):
         error = ((x - want).norm() / want.norm()).item()
-        assert x.dtype == torch.float32 and 1e-5 < error < 0.015, (name, error)
+        assert x.dtype == torch.float32 and 1e-5 < error < 0.02, (i, error)
 
 
 def test_wrong_shapes_are_named():

@@ -1,9 +1,11 @@
 """Hope's memory made light: the fast form against the equations token by token (light_ref), for every switch."""
 import pytest
 import torch
-from conftest import assert_near
+from conftest import assert_near, difference
+from test_titans import output_and_gradients, slow
 
 from light import light_ref
+from machine import compiled
 from model import Config, Hope
 
 
@@ -72,6 +74,21 @@ def test_bfloat16_autocast_keeps_the_memory_in_float32():
     assert {s.dtype for s in state[0].values() if torch.is_tensor(s)} == {torch.float32}
     assert all(p.grad.isfinite().all() for p in model.parameters())
     assert abs(loss.item() - model(idx, idx)[1].item()) < 0.05
+
+
+@slow
+@pytest.mark.parametrize('mixer', ['hope_light', 'gated_deltanet'])
+def test_compiled_in_bfloat16_is_as_near_to_float32_as_eager(mixer):
+    """Its products are of bfloat16, forward and backward."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    layer = Hope(Config(mixer=mixer, n_layer=1, n_embd=32, n_head=2, block_size=64, memory_chunk=16)).blocks[0].mixer
+    x = torch.randn(2, 64, 32, requires_grad=True)
+    want, *results = (output_and_gradients(f, layer, x, autocast)
+                      for f, autocast in ((layer, False), (layer, True), (compiled(layer), True)))
+    (_, *eager), (output, *fast) = ([*map(difference, result, want)] for result in results)
+    assert 1e-4 < output < 2e-2, f'the output is {output:.1e} away from float32'
+    assert max(fast) < 1.5 * max(eager), f'gradients are {max(fast):.1e} away, eager ones {max(eager):.1e}'
 
 
 def test_many_chunks_are_read_as_few():

@@ -15,9 +15,8 @@ from test_tasks import Program
 import formal
 import puzzles
 import tasks
-from formal import LANGUAGES
+from formal import ALL_PUZZLES, FORMAL
 from puzzles import Permutations, Puzzle, Recall
-from tasks import PUZZLES
 
 
 # -----------------------------------------------------------------------------
@@ -52,11 +51,11 @@ def learned(text):
     """By a table that is made from rows for training, and no others."""
     facts = {}
     for seed in range(40):
-        idx, targets, _ = PUZZLES['memorisation']().batch(8, 64, torch.Generator().manual_seed(seed))
+        idx, targets, _ = ALL_PUZZLES['memorisation']().batch(8, 64, torch.Generator().manual_seed(seed))
         for a, b, fact in zip(idx[:, ::2].flatten().tolist(), idx[:, 1::2].flatten().tolist(),
                               targets[:, 1::2].flatten().tolist()):
             assert facts.setdefault((a, b), fact) == fact
-    symbols = PUZZLES['memorisation']().symbols
+    symbols = ALL_PUZZLES['memorisation']().symbols
     return [symbols[facts[symbols.index(text[t - 1]), symbols.index(text[t])]] if t % 2 else None
             for t in range(len(text))]
 
@@ -150,7 +149,7 @@ SOLVERS = {
 
 @pytest.mark.parametrize('name', SOLVERS)
 def test_a_program_solves_it(name):
-    puzzle, asked = PUZZLES[name](), 0
+    puzzle, asked = ALL_PUZZLES[name](), 0
     for T in (puzzle.shortest, 64, 97, 200):
         for seed in range(6):
             text, answers = puzzle.row(max(T, puzzle.shortest), random.Random(seed))
@@ -161,10 +160,10 @@ def test_a_program_solves_it(name):
     assert asked > 40
 
 
-@pytest.mark.parametrize('name', LANGUAGES)
+@pytest.mark.parametrize('name', FORMAL)
 def test_sets_are_those_of_all_words(name):
     """What may follow each beginning of three symbols or less, from all words of up to 8 (12 of a^n b^n c^n)."""
-    puzzle = PUZZLES[name]()
+    puzzle = ALL_PUZZLES[name]()
     if name == 'anbncn':
         words = [n * 'a' + n * 'b' + n * 'c' for n in range(1, 5)]
     else:
@@ -179,9 +178,9 @@ def test_sets_are_those_of_all_words(name):
         assert {puzzle.may_follow(start) for start in follows} == {*puzzle.sets}
 
 
-@pytest.mark.parametrize('name', LANGUAGES)
+@pytest.mark.parametrize('name', FORMAL)
 def test_rows_of_a_formal_language(name):
-    puzzle = PUZZLES[name]()
+    puzzle = ALL_PUZZLES[name]()
     for T in (puzzle.shortest, 8, 33, 64):
         text, answers = puzzle.row(T, random.Random(T))
         word = text.rstrip('.')
@@ -203,10 +202,10 @@ CHANCE = {'in-context-recall': 1 / 8, 'fuzzy-recall': 1 / 8, 'noisy-recall': 1 /
           'trust': 1 / 8, 'anbn': 1 - 1 / 49, 'anbncn': 1 - 2 / 3 / 16.5}
 
 
-@pytest.mark.parametrize('name', PUZZLES)
+@pytest.mark.parametrize('name', ALL_PUZZLES)
 def test_chance(name):
     """As it is worked out; and what the most frequent answer to each symbol gets, counted in another way."""
-    puzzle = PUZZLES[name]()
+    puzzle = ALL_PUZZLES[name]()
     chance = puzzle.chance(64, 128)
     if name in CHANCE:
         assert abs(chance - CHANCE[name]) < 0.03, (chance, CHANCE[name])
@@ -228,7 +227,7 @@ def test_chance_of_recall_is_a_guess_among_the_values_shown():
     assert abs((guess == targets)[asked].float().mean().item() - task.chance(64)) < 0.05 and task.chance(64) == 1 / 8
 
 
-@pytest.mark.parametrize('name', PUZZLES)
+@pytest.mark.parametrize('name', ALL_PUZZLES)
 def test_a_report_of_who_knows_and_of_who_does_not(name):
     """Also in a vocabulary of bytes; a word counts as whole if all its sets are right."""
     task = tasks.load(name, quiet=True)[0]
@@ -236,9 +235,9 @@ def test_a_report_of_who_knows_and_of_who_does_not(name):
                        task.batch(64, 64, torch.Generator().manual_seed(2 ** 40))[1].clamp(min=0).tolist()))
     def knows(idx): return torch.tensor([answers[tuple(row)] for row in idx.tolist()])
     right = task.report(Program(knows), 64, 10)
-    assert set(right.values()) == {1.0} and list(right) == [task.asked] + ['whole words'] * (name in LANGUAGES)
+    assert set(right.values()) == {1.0} and list(right) == [task.asked] + ['whole words'] * (name in FORMAL)
     assert set(task.report(Program(lambda idx: 0 * idx), 64, 10).values()) == {0.0}
-    if name in LANGUAGES:
+    if name in FORMAL:
         def all_but_one(idx):
             said = knows(idx)
             said[::2, 20] = 0                                   # a place that every row asks about
@@ -251,9 +250,9 @@ def test_a_report_of_who_knows_and_of_who_does_not(name):
 # the interface, by name
 
 
-@pytest.mark.parametrize('name', PUZZLES)
+@pytest.mark.parametrize('name', ALL_PUZZLES)
 def test_rows_to_train_on_and_others(name):
-    for task in (PUZZLES[name](), tasks.load(name, quiet=True)[0]):
+    for task in (ALL_PUZZLES[name](), tasks.load(name, quiet=True)[0]):
         for T in (task.shortest, 70):
             one, two = (task.batch(6, T, torch.Generator().manual_seed(3)) for _ in range(2))
             assert all(map(torch.equal, one, two)), 'the same seed, the same rows'
@@ -270,7 +269,7 @@ def test_rows_to_train_on_and_others(name):
 
 
 def test_symbols_are_distinct_and_one_byte_each():
-    for name, make in PUZZLES.items():
+    for name, make in ALL_PUZZLES.items():
         symbols = make().symbols
         assert len({*symbols}) == len(symbols) == len(symbols.encode('latin-1')) and ' ' not in symbols, name
         assert make().token_of.max() == len(symbols) - 1
@@ -284,15 +283,15 @@ def test_names(capsys):
     assert info['name'] == 'parity' and info['sha256'] and 'data parity | 5 symbols' in capsys.readouterr().out
     fails('--tokenizer=bytes', tasks.load, 'shift', 'gpt2')
     fails('parity:3', tasks.load, 'parity:3')
-    named = re.findall(r'^    ([a-z].*?)   ', puzzles.__doc__, flags=re.M)
-    assert {*' '.join(named).split()} >= {*puzzles.PUZZLES, 'recall'}
-    assert {*re.findall(r'[\w-]+', formal.__doc__)} >= {*LANGUAGES}
+    for module, names in ((puzzles, {*puzzles.PUZZLES, 'recall'}), (formal, {*FORMAL})):
+        named = re.findall(r'^    ([a-z].*?)   ', module.__doc__, flags=re.M)
+        assert {*' '.join(named).split()} >= names, module
 
 
 def test_the_rows_that_are_shown(capsys):
-    puzzles.show(PUZZLES)
+    puzzles.show(ALL_PUZZLES)
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[1][:-1] for line in lines[::3]] == [*PUZZLES] and {*map(len, lines[1::3])} == {96}
+    assert [line.split()[1][:-1] for line in lines[::3]] == [*ALL_PUZZLES] and {*map(len, lines[1::3])} == {96}
 
 
 def test_the_least_puzzle():

@@ -45,7 +45,7 @@ def test_lessons():
     recall = Race(task='recall', n_pairs=8, length=64)
     assert recall.easier == 4 and make_task(recall, 4).n_pairs == 2 and make_task(recall).n_pairs == 8
     assert Race(task='recall').length == 16 and Race(task='fuzzy-recall').length == 54
-    for task in script['PUZZLES']:
+    for task in script['ALL_PUZZLES']:
         race = Race(task=task)
         assert make_task(race).batch(1, race.first_length, torch.Generator())[0].max() < vocabulary(race)
 
