@@ -8,8 +8,9 @@ new text must take another's place. Asleep nothing is read, and no text was stor
     1   every level that holds something new dreams, and that of the last night: it writes texts by itself, with its own
         weights, from what it keeps of the recurrent memories; of each level as many as its share of what was saved
     2   one level, at first the mean of those that learned by day, learns to answer on each dream as the level does that
-        dreamed it: down the gradient of KL(dreamer || it), for its MLPs; of recurrent memories it keeps the mean. Where
-        there is one dreamer alone, it is what that one is
+        dreamed it: down the gradient of KL(dreamer || it), for its MLPs. Of recurrent memories it keeps the mean of all
+        that dream, each counted alike: side by side in one matrix most of each can be read, and what a long text has
+        saved does not drown a short one. Where there is one dreamer alone, it is what that one is
     3   it is the slowest but for the start, --cms_chunks=128,change,change,night, and stays as it is until the next
         night. By day the fast level begins as it, so that what is learned comes on top; the slow ones are at the start
         again
@@ -127,8 +128,8 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
     n_dreams    of all levels together, and 16 of each at least, length tokens each; an eighth is not learned from
     rate        of Adam, after ten steps; it falls to 0
     returns     the new state, with no text before it, or the old one if no level holds anything new; and a list of
-                {'level', 'share', 'dreams' (tokens), 'start', 'mean', 'left': nats by which the start, the mean of the
-                day's levels by their shares, and the level that learned miss the dreamer, on dreams not learned from}
+                {'level', 'share', 'dreams' (tokens), 'start', 'mean', 'left': nats by which the start, what the night
+                begins with, and the level that learned miss the dreamer, on dreams not learned from}
     """
     assert len(state['pending']) == 1, f"one stream sleeps at a time, not {len(state['pending'])}"
     assert model.config.chunks[-1] == NIGHT, f'nothing moves in sleep with --cms_chunks={model.config.cms_chunks}'
@@ -146,9 +147,10 @@ def asleep(model, state, first, n_dreams=128, length=256, steps=100, rate=3e-3, 
         texts[level] = dream(model, known[level], first, max(16, round(share * n_dreams)), length, generator)
 
     by_day = {level: share for level, share in shares.items() if level < night_level(day)}
-    def mean(what): return sum(share / sum(by_day.values()) * what(*known[level]) for level, share in by_day.items())
-    weights = {name: mean(lambda its, _: its[name]) for name in weights_of(model)}
-    kept = [{name: mean(lambda _, its: its[i][name]) for name in block} for i, block in enumerate(day['kept'])]
+    weights = {name: sum(share * known[level][0][name] for level, share in by_day.items()) / sum(by_day.values())
+               for name in weights_of(model)}
+    kept = [{name: sum(its[i][name] for _, its in known.values()) / len(known) for name in block}
+            for i, block in enumerate(day['kept'])]
     probes = {level: text[:len(text) // 8] for level, text in texts.items()}
     start = level_of(model, day, len(model.config.chunks))
     def missed(level, known_now): return divergence(model, known[level], known_now, probes[level]).item()
