@@ -215,7 +215,7 @@ def draw_losses():
         mixer = run.settings['mixer']
         colour = COLOURS.get(mixer, GREY)
         ends[ax].append((*draw_run(ax, run, x, colour), mixer.replace(',', ' with '), colour))
-    for run in best_runs('rates-cpu/*.txt'):
+    for run in best_runs('rates-cpu/*-1337.txt'):
         draw(left, run, lambda point: point['tokens'] / 1e6)
     for run in [*best_runs('records-cpu/8e-3/hope-1.txt'), *best_runs('records-cpu/light/*-1.txt')]:
         draw(right, run, lambda point: point['tokens'] / speed[run.settings['mixer']])
