@@ -30,6 +30,7 @@ from unittest.mock import patch
 import torch
 from torch._dynamo.device_interface import CudaInterface
 from torch._inductor import compile_fx, config, scheduler
+from torch._inductor.dependencies import MemoryDep
 from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import Layout
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
@@ -91,7 +92,8 @@ class CountedGraph(GraphLowering):
                     numel = math.prod(int(n) for n, step in zip(x.get_size(), x.get_stride()) if step)
                     touched[x.get_name()] += numel * x.get_dtype().itemsize
         else:
-            for dep in {dep.normalize() for dep in node.read_writes.reads | node.read_writes.writes}:
+            deps = node.read_writes.reads | node.read_writes.writes         # of a StarDep all of the buffer
+            for dep in {dep.normalize() if isinstance(dep, MemoryDep) else dep for dep in deps}:
                 if dep.name in buffers:
                     touched[dep.name] += int(dep.get_numel()) * self.get_dtype(dep.name).itemsize
         return sum(min(size, touched[name] or size) for name, size in buffers.items())  # several results: all of each

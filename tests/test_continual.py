@@ -162,7 +162,7 @@ def test_quick_end_to_end(tmp_path, capsys):
     out = capsys.readouterr().out
     assert 'python train.py --seed=1' in out and 'hope-1: R, bits per byte' in out
     found = json.loads((tmp_path / 'domains.json').read_text())
-    assert list(found['learners']) == ['nothing', 'finetune', 'hope-1'] and len(found['about']['steps']['clock']) == 5
+    assert list(found['learners']) == ['nothing', 'finetune', 'hope-1'] and len(found['about']['steps']['clock']) == 2
     for name, learner in found['learners'].items():
         run, = learner['seeds']
         assert len(run['R']) == 4 and all(len(row) == 4 for row in run['R'])
