@@ -34,6 +34,10 @@ Glossary (paper: "Self-Referential Titans" and "Fast and Parallelizable Training
 import torch
 import torch.nn.functional as F
 
+from scan import Scan
+
+GROUP = 16                  # tiles that wait for each other; from four times as many on, groups of them go side by side
+
 # -----------------------------------------------------------------------------
 # the recurrence, token by token
 
@@ -106,6 +110,8 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=
     assert mu is None or v_old is None and products is None, 'v_old and products are for memories without momentum'
     assert v_old is None or v_old.shape == e.shape and b is not None, 'v_old is as e, and of use where b erases'
     C = min(tile, T)
+    N = -(-T // C)                                                          # tiles, and how many groups of them
+    groups = -(-N // GROUP) if N >= 4 * GROUP and mu is None and v_old is None else 1
     if mu is not None and T % C:            # padding does not leave a momentum alone: the odd tail is its own tile
         whole, tail = ([None if x is None else x.narrow(axis, *part) for x in (q, k, e, a, b, c, mu)]
                        for part in ((0, T - T % C), (T - T % C, T % C)))
@@ -115,19 +121,19 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=
     with torch.autocast(k.device.type, enabled=False):
         # a token of padding keeps everything, erases nothing and writes nothing: the final state does not see it
         pads = (q, 0), (k, 0), (e, 0), (a, 1), (b, 0), (c, 0), (mu, 0), (v_old, 0)
-        *parts, mu, v_old = (tiled(x, axis, C, pad) for x, pad in pads)
+        *parts, mu, v_old = (tiled(x, axis, C, -(-N // groups) * groups, pad) for x, pad in pads)
         S = S.to(parts[1].dtype)
         if mu is None:
-            y, S = delta_rule_tiles(*parts, S, rows, v_old, products or S.dtype)
+            y, S = delta_rule_tiles(*parts, S, rows, v_old, products or S.dtype, groups)
         else:
             y, S, P = momentum_tiles(*parts, mu, S, P.to(S.dtype), rows)
     return (None if y is None else y.flatten(-3, -2)[..., :T, :].to(e.dtype)), (S if mu is None else (S, P))
 
 
-def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old, products):
+def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old, products, groups):
     """
     delta_rule on whole tiles: q, k (B, H, N, C, Dk), e, v_old (B, H, N, C, Dv), a, b, c (B, H, N, C),
-    S (B, H, Dv, Dk).
+    S (B, H, Dv, Dk). groups: see Scan.
     """
     C = k.shape[-2]
     def near(x): return None if x is None else x.to(products)               # as it is multiplied
@@ -153,7 +159,7 @@ def delta_rule_tiles(q, k, e, a, b, c, S, rows, v_old, products):
             first = (torch.arange(k.shape[-3], device=k.device) == 0)[:, None, None]
             write, k_erase = write - torch.where(first, erase * v_old, 0), k_erase[..., 1:, :, :]
 
-    starts, writes, S = Scan.apply(S, near(write), A, near(inverse), near(k_erase), near(k_end), keep_all)
+    starts, writes, S = Scan.apply(S, near(write), A, near(inverse), near(k_erase), near(k_end), keep_all, groups)
     if q is None:
         return None, S
 
@@ -226,52 +232,6 @@ def unit_lower_inverse(A):
     return torch.linalg.solve_triangular(A, eye, upper=False, unitriangular=True, left=False)
 
 
-class Scan(torch.autograd.Function):
-    """
-    What goes from tile to tile in delta_rule_tiles. With S_0 = S, for tile i of N:
-        n_i = X_i (write_i - k_erase_i S_i^T),  S_{i+1} = keep_i S_i + n_i^T k_end_i
-    (k_erase may start with tile 1: then what tile 0 erases has been taken from its write)
-    returns all S_i but the last (B, H, N, Dv, Dk), all n_i (B, H, N, C, Dv), and the last S (B, H, Dv, Dk)
-    S, A and keep are float32 or better, and so are sums over tiles; all others, and products, are of write's type.
-
-    Its own backward, because only three products per tile need the gradient of what comes after; the others are one
-    product for all tiles, where autograd makes two of each, tile by tile, and stacks them. And the gradient of A is
-    -dr n^T; by way of its inverse X it would be three products. So X gets none. Second derivatives do go through it.
-    """
-    @staticmethod
-    def forward(ctx, S, write, A, X, k_erase, k_end, keep):
-        w, x, k, end, kept = (None if t is None else t.unbind(-3) for t in (write, X, k_erase, k_end, keep))
-        starts, n, done = [], [], 0 if X is None else len(w) - len(k)       # done: how many have erased already
-        for i in range(len(w)):
-            starts.append(S.to(write.dtype))
-            r = w[i] if X is None or i < done else w[i] - k[i - done] @ starts[i].mT    # (.., C, Dk) x (.., Dk, Dv)
-            n.append(r if X is None else x[i] @ r)                          # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
-            S = n[i].mT @ end[i] + (S if keep is None else kept[i] * S)     # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
-        starts, n = torch.stack(starts, dim=-3), torch.stack(n, dim=-3)
-        ctx.save_for_backward(starts, n, X, k_erase, k_end, keep)
-        return starts, n, S
-
-    @staticmethod
-    def backward(ctx, d_starts, dn, dS):
-        starts, n, X, k_erase, k_end, keep = ctx.saved_tensors
-        x, k, end, kept = (None if t is None else t.unbind(-3) for t in (X, k_erase, k_end, keep))
-        done = 0 if X is None else len(x) - len(k)
-        dr, d_ends = [], []                                                 # r_i: what X_i is multiplied with
-        for i in reversed(range(n.shape[-3])):
-            d_ends.insert(0, dS.to(n.dtype))
-            d = dn.select(-3, i) + end[i] @ d_ends[0].mT                    # (.., C, Dk) x (.., Dk, Dv) -> (.., C, Dv)
-            dr.insert(0, d if X is None else x[i].mT @ d)                   # (.., C, C) x (.., C, Dv) -> (.., C, Dv)
-            dS = d_starts.select(-3, i) + (dS if keep is None else kept[i] * dS)
-            if X is not None and i >= done:
-                dS = dS - dr[0].mT @ k[i - done]                            # (.., Dv, C) x (.., C, Dk) -> (.., Dv, Dk)
-        dr, d_ends = torch.stack(dr, dim=-3), torch.stack(d_ends, dim=-3)
-        place = torch.arange(n.shape[-2], device=n.device, dtype=dS.dtype)  # floats: tril would compare long integers
-        dA = None if X is None else torch.where(place[:, None] > place, -(dr @ n.mT), 0)    # (C, Dv) x (Dv, C)
-        dk_erase = None if X is None else -dr[..., done:, :, :] @ starts[..., done:, :, :]      # (.., C, Dv) x (Dv, Dk)
-        d_keep = None if keep is None else (d_ends * starts).sum((-2, -1), keepdim=True, dtype=keep.dtype)
-        return dS, dr, dA, None, dk_erase, n @ d_ends, d_keep
-
-
 class MatmulNT(torch.autograd.Function):
     """x y^T (NT: not transposed, transposed) whose backward gives y's gradient row by row."""
     @staticmethod
@@ -303,11 +263,11 @@ def product_type(x):
     return torch.get_autocast_dtype(device) if autocast else full
 
 
-def tiled(x, axis, C, pad):
-    """(B, H, T, ...) -> (B, H, N, C, ...) in float32 or better, the last tile filled up with pad; None stays None."""
+def tiled(x, axis, C, N, pad):
+    """(B, H, T, ...) -> (B, H, N, C, ...) in float32 or better, the last tiles filled up with pad; None stays None."""
     if x is None:
         return None
-    missing = -x.shape[axis] % C
+    missing = N * C - x.shape[axis]
     if missing:
         x = F.pad(x, (0, 0) * (x.dim() - axis - 1) + (0, missing), value=pad)
     return at_least_float32(x).unflatten(axis, (-1, C))

@@ -126,7 +126,7 @@ class LightMemory(MemoryLayer):
         (H, m, d), options = self.W.shape, dict(
             device=device, dtype=self.W.dtype, requires_grad=torch.is_grad_enabled())
         state = {'S': torch.zeros(batch_size, H, d, d + m, **options), 'place': 0,
-                 'conv': torch.zeros(batch_size, len(self.conv) - 1, self.qkv.out_features, **options)}
+                 'conv': torch.zeros(batch_size, len(self.conv) - 1, self.conv.shape[1], **options)}
         R = torch.zeros(batch_size, H, 2, d, **options)
         return state | ({} if self.gates_0 is None else {'R': R, 'R_xi': R})
 
@@ -218,8 +218,8 @@ def gates_of_chunk(o, k, v, alpha, beta, R, G_xi, shift):
 def main():
     from types import SimpleNamespace
     torch.manual_seed(0)
-    config = dict(n_head=2, n_embd=16, conv_width=4, tile=8, projection_chunk=16, memory_hidden=0, adaptive='g',
-                  memory_read='before', negative_eigenvalues=False, gate_floor=0.0, generate_shift=-8.0,
+    config = dict(n_head=2, n_embd=16, conv_width=4, share_qk=True, tile=8, projection_chunk=16, memory_hidden=0,
+                  adaptive='g', memory_read='before', negative_eigenvalues=False, gate_floor=0.0, generate_shift=-8.0,
                   gate_gain=1.0)                                                              # Config's defaults
     print('100 tokens in float64, the largest difference between the equations, token by token, and the fast form')
     for switches in ({}, {'memory_read': 'after'}, {'adaptive': ''}, {'negative_eigenvalues': True}):

@@ -136,8 +136,12 @@ def unit(x):
 
 
 def qkv_streams(qkv, conv, tail, H):
-    """qkv (B, T, 3 D), the convolution and its tail -> q, k (of norm 1), v (B, H, T, Dk), and the new tail."""
-    B, T, _ = qkv.shape
+    """
+    qkv (B, T, 3 D), or (B, T, 2 D) where q and k are made of the same, the convolution and its tail
+    -> q, k (of norm 1), v (B, H, T, Dk), and the new tail
+    """
+    B, T, D = *qkv.shape[:2], conv.shape[1] // 3
+    qkv = torch.cat([qkv[..., :D], qkv], dim=-1) if qkv.shape[-1] == 2 * D else qkv
     qkv, tail = causal_conv(qkv, conv, tail)                                        # (B, T, 3 D)
     q, k, v = (x.view(B, T, H, -1).transpose(1, 2) for x in F.silu(qkv).chunk(3, dim=-1))   # three of (B, H, T, Dk)
     q, k, v = map(at_least_float32, (q, k, v))                                      # a norm of 1 is not 1 in bfloat16
@@ -148,6 +152,9 @@ class MemoryLayer(nn.Module):
     """
     What stands around every recurrent memory: projections, a short convolution, and a gated norm on what is read.
     paper: Titans' block, "SiLU after q, k, v; L2-normalised q, k; depth-wise convolution; output normalised and gated".
+    here:  q and k are the same projection, each by a convolution of its own (share_qk)
+    because a memory finds what stood behind a context if it is asked with what it was told with. With two projections
+    that has to be learned first, and from text it was not (results/records.md).
     """
     groups = {'conv': 'vector'}                                     # optim.param_groups
 
@@ -155,7 +162,7 @@ class MemoryLayer(nn.Module):
         super().__init__()
         D, H = config.n_embd, config.n_head
         self.n_head, self.tile, self.gate_floor = H, config.tile, config.gate_floor
-        self.qkv = nn.Linear(D, 3 * D, bias=False)
+        self.qkv = nn.Linear(D, (2 if config.share_qk else 3) * D, bias=False)
         self.conv = nn.Parameter(torch.empty(config.conv_width, 3 * D))
         self.gate = nn.Linear(D, D, bias=False)                     # the output gate
         self.norm = nn.RMSNorm(D // H, eps=1e-6)
@@ -164,22 +171,26 @@ class MemoryLayer(nn.Module):
 
     def init_weights(self, branches):
         """
-        conv            the last tap 1 (the token itself), normal, std 0.3 on all: what came just before is seen from
-                        the start, which a value needs to find its key
-        qkv, gate       normal, std 1 / sqrt(D); out: 1 / sqrt(D branches), as all that a residual branch ends in
-        alpha           weight 0; bias log(n - 1) with n from 8 to 256 over the heads: they retain for n tokens
+        conv            normal, std 0.3; of q and v the last tap (the token itself) 1 more; k's is q's, a token earlier:
+                        a key begins as the query of the token before, so that a query finds what stood behind its like
+        qkv, gate       normal, std 1 / sqrt(D), k's as q's; out: 1 / sqrt(D branches), as all that a branch ends in
+        alpha           weight 0; bias log(n - 1) with n from 32 to 1,024 over the heads: they retain for n tokens
         beta            weight 0, bias 0: write rate 1/2
         """
         D, H = self.out.in_features, self.n_head
         self.conv.normal_(std=0.3)
-        self.conv[-1] += 1
+        q, k, v = self.conv.chunk(3, dim=1)                                         # three of (W, D)
+        q[-1] += 1
+        v[-1] += 1
+        k.copy_(q.roll(-1, dims=0))
         self.init_memory()
         self.qkv.weight.normal_(std=D ** -0.5)
+        self.qkv.weight[-2 * D:-D] = self.qkv.weight[:D]                            # where they share it, itself
         self.gate.weight.normal_(std=D ** -0.5)
         self.out.weight.normal_(std=(D * branches) ** -0.5)
         if self.alpha is not None:
             self.alpha.weight.zero_()
-            self.alpha.bias.copy_((torch.logspace(3, 8, H, base=2) - 1).log())
+            self.alpha.bias.copy_((torch.logspace(5, 10, H, base=2) - 1).log())
         if self.beta is not None:
             self.beta.weight.zero_()
             self.beta.bias.zero_()

@@ -51,6 +51,7 @@ class Config:
     mixer: str = 'hope'                 # hope | hope_light (in presets) | attention | .. (memory.py); or one per block
     tile: int = 32                      # tokens that a recurrent memory computes side by side; a matter of speed
     conv_width: int = 4                 # tokens that the short convolution before a recurrent memory sees
+    share_qk: bool = True               # queries and keys of a recurrent memory are made of one projection
     gate_floor: float = 0.0             # a write gate below it is closed, forgetting below a hundredth of it is none
     tie_head: bool = False              # use the embedding as the output head as well
     # hope: what the memories with a hidden layer do
@@ -170,10 +171,10 @@ class Config:
 # launches; a small hope reads text as well with them (results/speed.md). titans, which takes smaller steps in longer
 # chunks, was not tried
 SIZES = {
-    # cpu: the defaults, with the memory that learns more a second; 0.7 M parameters
-    'cpu': dict(mixer='hope_light'),
-    # fast: the same with attention in every second block, what the paper calls Hope-Attention; 0.05 bits per byte lower
-    'fast': dict(mixer='hope_light,attention'),
+    # cpu: the defaults, with the memory that learns more a second, in heads of 64; 0.7 M parameters
+    'cpu': dict(mixer='hope_light', n_head=2),
+    # fast: the same with attention in every second block, what the paper calls Hope-Attention
+    'fast': dict(mixer='hope_light,attention', n_head=2),
     # small: 29 M parameters
     'small': dict(mixer='hope_light', n_layer=8, n_head=8, n_embd=512, block_size=1024, tile=64, memory_chunk=256),
     # gpt2: the size of GPT-2 124M

@@ -181,7 +181,7 @@ class DeepMemory(MemoryLayer):
         options = {'device': device, 'dtype': self.W2_0.dtype, 'requires_grad': torch.is_grad_enabled()}
         state = {name: torch.zeros(batch_size, *x.shape, **options) for name, x in self.starts().items()}
         speed = {f'{name}_p': x.clone() for name, x in state.items()} if self.config.memory_momentum else {}
-        tail = torch.zeros(batch_size, len(self.conv) - 1, self.qkv.out_features, **options)
+        tail = torch.zeros(batch_size, len(self.conv) - 1, self.conv.shape[1], **options)
         return state | anchored(state) | speed | {'place': 0, 'conv': tail}
 
     def forward(self, x, state=None):
@@ -431,10 +431,10 @@ def several_chunks(weights, qkv, alpha, beta, mu, state, fresh):
 def main():
     from types import SimpleNamespace
     torch.manual_seed(0)
-    config = dict(n_head=2, n_embd=16, conv_width=4, tile=8, memory_chunk=16, projection_chunk=16, memory_hidden=0,
-                  adaptive='g', self_values=True, objective='dot', dgd=True, forget=True, memory_momentum=False,
-                  memory_read='before', negative_eigenvalues=False, gate_floor=0.0, generate_shift=-8.0,
-                  gate_gain=1.0)                                                             # Config's defaults
+    config = dict(n_head=2, n_embd=16, conv_width=4, share_qk=True, tile=8, memory_chunk=16, projection_chunk=16,
+                  memory_hidden=0, adaptive='g', self_values=True, objective='dot', dgd=True, forget=True,
+                  memory_momentum=False, memory_read='before', negative_eigenvalues=False, gate_floor=0.0,
+                  generate_shift=-8.0, gate_gain=1.0)                                        # Config's defaults
     print('100 tokens in float64, the largest difference between the cell on the blackboard and chunks of 16')
     for mixer, switches in DEEP.items():
         layer, x = DeepMemory(SimpleNamespace(**config | switches)).double(), torch.randn(100, 16).double()

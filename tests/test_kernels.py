@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_near
 
+import kernels
 from kernels import causal_conv, delta_rule, delta_rule_ref, example, forward_backward
 
 NAMES = ('y', 'state', 'dq', 'dk', 'de', 'da', 'db', 'dc', 'dstate')
 
 
-@pytest.mark.parametrize('T, C', [(1, 8), (7, 8), (8, 8), (63, 16), (100, 64), (130, 64), (65, 1), (20, 64)])
+@pytest.mark.parametrize('T, C', [(1, 8), (7, 8), (8, 8), (63, 16), (100, 64), (130, 64), (65, 1), (20, 64), (200, 3)])
 def test_tiled_equals_token_loop(T, C):
     inputs = example(2, 3, T, 5, torch.float64)
     fast, slow = forward_backward(delta_rule, inputs, tile=C), forward_backward(delta_rule_ref, inputs)
@@ -139,6 +140,24 @@ def test_write_is_a_gradient_step():
     assert_near('state', last[0, 0], S.detach(), 1e-12)
 
 
+@pytest.mark.parametrize('rates', ['abc', 'a.c', '.b.', '...'])
+def test_groups_of_tiles(rates, monkeypatch):
+    """Ten tiles in groups of two, the last one padded: as in one chain, in all results and gradients."""
+    q, k, e, a, b, c, S = example(2, 2, 37, 5, torch.float64)
+    a, b, c = (x if name in rates else None for name, x in zip('abc', (a, b, c)))
+
+    def results():
+        y, end = delta_rule(q, k, e, a, b, c, S, tile=4)
+        return [y, end, *torch.autograd.grad((y.sin().sum() + end.cos().sum()),
+                                             [x for x in (q, k, e, a, b, c, S) if x is not None])]
+    chain = results()
+    monkeypatch.setattr(kernels, 'GROUP', 2)
+    for got, want in zip(results(), chain):
+        assert_near('groups', got, want, 1e-12)
+    with pytest.raises(AssertionError, match='second derivatives'):
+        torch.autograd.grad(delta_rule(q, k, e, a, b, c, S, tile=4)[0].sum(), k, create_graph=True)
+
+
 def test_backward_of_backward():
     """Gradients of gradients exist and are right: a memory's start can be learned through its writes."""
     inputs = [x.detach()[:, :, :5].requires_grad_() for x in example(1, 1, 6, 2, torch.float64)[:6]]
@@ -172,7 +191,7 @@ def test_autocast_keeps_the_state_in_float32():
     assert_near('y', y, delta_rule_ref(q, k, e, a, b, c, S)[0], 2e-2)
 
 
-@pytest.mark.parametrize('T, tile, rates', [(7, 64, 'abc'), (700, 64, 'abc'), (600, 512, 'abc'), (90, 32, 'a.c'),
+@pytest.mark.parametrize('T, tile, rates', [(7, 64, 'abc'), (700, 64, 'abc'), (600, 8, 'abc'), (600, 512, 'abc'), (90, 32, 'a.c'),
                                             (90, 32, '.b.'), (90, 32, '...')])
 def test_products_in_bfloat16(T, tile, rates):
     """Sums over tiles, gates and the state stay in float32, so that errors do not grow with length; each gradient."""
