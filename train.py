@@ -70,7 +70,7 @@ class Run:
     init_from: str = ''                 # a checkpoint to start from: model, tokenizer; lengths and clocks may differ
     preset: str = 'auto'                # cpu | fast | small | gpt2; auto picks small on a GPU and cpu elsewhere
     # batches and length
-    max_steps: int = 3840               # optimizer steps
+    max_steps: int = 3500               # optimizer steps
     batch_size: int = 4                 # sequences per optimizer step, all devices together
     grad_accum: int = 1                 # parts that a device cuts its share into, to save memory
     carry: int = 0                      # rows are as long as so many steps; the state goes on, its gradient does not

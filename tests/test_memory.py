@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from conftest import assert_near
 
-from memory import (RECURRENT, TTT_CHUNK, least_squares, least_squares_ref, no_pairs, recall, remember, retain,
-                    write_rate)
+from memory import (RECURRENT, TTT_CHUNK, least_squares, least_squares_ref, no_pairs, qkv_streams, recall, remember,
+                    retain, write_rate)
 from model import MIXERS, SWITCHES, Config, Hope
 
 
@@ -208,3 +208,27 @@ def test_least_squares_is_the_closed_form_in_any_order():
                 other = least_squares(k[:, part], v[:, part], other)
             assert (other['P'] - one['P']).abs().max() < 1e-12 and (other['S'] - one['S']).abs().max() < 1e-12
         assert (one['S'] - wanted).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize('mixer', ['gated_deltanet', 'hope_light', 'hope'])
+def test_a_key_begins_as_the_query_of_the_token_before(mixer):
+    """At first; but for the tap that a query has for the oldest token, which a key has for its own."""
+    for share in (True, False):
+        layer, x = tiny(mixer, share_qk=share).blocks[0].mixer, torch.randn(2, 9, 16, dtype=torch.float64)
+        with torch.no_grad():
+            layer.conv[0, :16] = layer.conv[-1, 16:32] = 0
+            q, k, _, _ = qkv_streams(layer.qkv(x), layer.conv, None, 2)
+        assert layer.qkv.out_features == (32 if share else 48)
+        assert_near('keys', k[:, :, 1:], q[:, :, :-1], 1e-12)
+
+
+def test_a_shared_projection_is_two_equal_ones():
+    """What q and k share is as if both had it, streams and tail; with a convolution over one token keys are queries."""
+    layer, x = tiny('gated_deltanet').blocks[0].mixer, torch.randn(2, 9, 16, dtype=torch.float64)
+    qk, v = layer.qkv(x).chunk(2, dim=-1)
+    for got, want in zip(qkv_streams(torch.cat([qk, v], dim=-1), layer.conv, None, 2),
+                         qkv_streams(torch.cat([qk, qk, v], dim=-1), layer.conv, None, 2)):
+        assert torch.equal(got, want)
+    layer = tiny('gated_deltanet', conv_width=1).blocks[0].mixer
+    q, k, _, _ = qkv_streams(layer.qkv(x), layer.conv, None, 2)
+    assert_near('keys', k, q, 1e-12)
