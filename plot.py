@@ -25,6 +25,7 @@ from log import names_of, number, read_run
 
 one_line_errors()
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'results')
+SECONDS = 307           # of training on two cores, in results/records.md
 
 # one colour for each memory and for each kind of learner, mid-tones that stand out on white and on black; else grey
 GREY, RED, PINK, BLUE, GREEN, VIOLET, OCHRE, TEAL = (
@@ -63,13 +64,6 @@ def best_runs(pattern):
     runs = [read_run(path) for path in sorted(glob.glob(os.path.join(RESULTS, pattern))) if 'float32' not in path]
     runs.sort(key=lambda run: -run.marks[-1]['value'])
     return {run.settings['mixer']: run for run in runs}.values()
-
-
-def read_speed():
-    """{mixer: tokens a second on both cores, in the faster round}, from records-cpu/speed-xeon.txt"""
-    said = text_of('records-cpu', 'speed-xeon.txt')
-    rounds = re.findall(r'^round \d+ \| (\S+) .*tokens_per_second: (\d+)', said, re.M)
-    return {mixer: max(float(speed) for name, speed in rounds if name == mixer) for mixer, _ in rounds}
 
 
 def read_needles(*path):
@@ -207,18 +201,19 @@ def label_points(ax, points):
 
 
 def draw_losses():
-    """Every memory at its best rate, over tokens; and what five minutes on two cores make of some."""
+    """Every memory over tokens; and what five minutes on two cores make of some."""
     fig, (left, right) = new_figure(7.4, 3.4, ncols=2, sharey=True)
-    speed, ends = read_speed(), {left: [], right: []}
+    ends = {left: [], right: []}
 
     def draw(ax, run, x):
         mixer = run.settings['mixer']
         colour = COLOURS.get(mixer, GREY)
         ends[ax].append((*draw_run(ax, run, x, colour), mixer.replace(',', ' with '), colour))
-    for run in best_runs('rates-cpu/*-1337.txt'):
+    for run in [*best_runs('rates-cpu/shared/*-1337.txt'), *best_runs('rates-cpu/attention4-8e-3-1337.txt')]:
         draw(left, run, lambda point: point['tokens'] / 1e6)
-    for run in [*best_runs('records-cpu/8e-3/hope-1.txt'), *best_runs('records-cpu/light/*-1.txt')]:
-        draw(right, run, lambda point: point['tokens'] / speed[run.settings['mixer']])
+    for run in [*best_runs('records-cpu/shared/*-1.txt'), *best_runs('records-cpu/light/attention4-1.txt')]:
+        total = run.marks[-1]['tokens']                 # as many as it reads in that time
+        draw(right, run, lambda point: SECONDS * point['tokens'] / total)
     left.set(ylabel='bits per byte', ylim=(1.25, 2.45), xlabel='million tokens', title='the same tokens, the same size')
     right.set(xlabel='seconds of training on two cores', title='the same time')
     for ax in (left, right):
