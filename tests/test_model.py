@@ -216,10 +216,12 @@ def test_initial_values(mixer):
                    (model.embed.weight, 1), (model.head.weight, 1 / 128)):
         assert abs(p.std().item() / std - 1) < 0.05 and abs(p.mean().item()) < 0.05 * std
     if mixer != 'attention':
-        taps = layer.conv.mean(-1)
-        assert (taps[:-1].abs() < 0.1).all() and abs(taps[-1] - 1) < 0.1 and abs(layer.conv[0].std() / 0.3 - 1) < 0.2
+        taps = layer.conv.view(4, 3, 128).mean(-1)                  # of q and v the token's own, of k the one before
+        for i, own in enumerate((3, 2, 3)):
+            assert abs(taps[own, i] - 1) < 0.1 and (taps[:, i].abs() < 0.1).sum() == 3
+        assert abs(layer.conv[0].std() / 0.3 - 1) < 0.2 and torch.equal(layer.conv[1:, :128], layer.conv[:-1, 128:256])
         tokens = 1 / (1 - torch.sigmoid(layer.alpha.bias))
-        assert torch.allclose(tokens, torch.logspace(3, 8, 4, base=2), rtol=1e-3) and not layer.alpha.weight.any()
+        assert torch.allclose(tokens, torch.logspace(5, 10, 4, base=2), rtol=1e-3) and not layer.alpha.weight.any()
         assert not layer.beta.weight.any() and not layer.beta.bias.any()
     if mixer in DEEP:
         assert not layer.out_0.any() and abs(layer.W2_0.std() - 1) < 0.05, 'nothing is answered before it was written'
