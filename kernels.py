@@ -96,8 +96,9 @@ def delta_rule(q, k, e, a, b, c, state=None, tile=64, mu=None, rows=None, v_old=
     where n_t is what token t really writes. It depends on S_0 and on the tokens before it in the tile, linearly:
         (I + A) N = diag(c) E - diag(b/a exp(g)) K S_0^T,               A_ts = b_t/a_t exp(g_t - g_s) k_t.k_s  for s < t
     (/a because token t erases before it decays: exp(g_{t-1}) = exp(g_t) / a_t.) The inverse of I + A does not need S_0,
-    so all tiles compute it at once; what is left for a loop over tiles is three small products. All exponents are
-    <= 0, so nothing overflows however fast the memory forgets. Autocast has no say here: products has.
+    so all tiles compute it at once; what is left for a loop over tiles is three small products (scan.py; many tiles in
+    groups). All exponents are <= 0, so nothing overflows however fast the memory forgets. Autocast has no say here:
+    products has.
 
     With momentum a write of token s has grown, by the time t, to R_ts times itself,
         R_ts = sum_{s<=r<=t} exp(g_t - g_r) exp(h_r - h_s),             h_t = log mu_1 + ... + log mu_t
