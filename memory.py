@@ -226,7 +226,7 @@ class Recurrent(MemoryLayer):
         B, T, D = x.shape
         H = self.n_head
         state = state or self.init_state(B, x.device)
-        q, k, v, tail = qkv_streams(self.qkv(x), self.conv, state['conv'], H)           # (B, T, D) -> (B, T, 3 D)
+        q, k, v, tail = qkv_streams(self.qkv(x), self.conv, state['conv'], H)           # three of (B, H, T, Dk)
 
         # gates: (B, T, D) -> (B, T, H) -> (B, H, T), in float32 because a retention of 0.999 is 1 in bfloat16
         alpha = beta = None
@@ -241,7 +241,8 @@ class Recurrent(MemoryLayer):
         return self.emit(y, x), memory | {'conv': tail}
 
     def flops(self, T):
-        """Forward FLOPs per token beyond the weights: in a tile, half its keys seen on average, and with the state."""
+        """Forward FLOPs per token beyond the weights: in a tile, half its keys seen on average, and with the state
+        (which long sequences pass twice, in groups of tiles: not counted)."""
         D, Dk = self.out.in_features, self.out.in_features // self.n_head
         tile = min(T, TTT_CHUNK if self.rule == 'ttt' else self.tile)
         erases = self.rule in ('deltanet', 'gated_deltanet')

@@ -192,7 +192,7 @@ class DeepMemory(MemoryLayer):
 
     @torch.compiler.disable(recursive=False)        # several_chunks alone is compiled: per shape, not per call
     def read(self, inputs, state):
-        """Chunk after chunk. inputs: qkv (B, T, 3 D), alpha, beta, mu (B, T, H) or None -> y (B, H, T, d), state"""
+        """Chunk after chunk. inputs: qkv (B, T, 2 or 3 D), alpha, beta, mu (B, T, H) or None -> y (B, H, T, d), state"""
         o, state, y = self.config, dict(state or self.init_state(len(inputs[0]), inputs[0].device)), []
         place, weights = state.pop('place'), Weights(o, self.starts(), self.conv, self.beta_shift, self.blend)
         sizes = parts(o, *inputs[0].shape[:2], place, inputs[0].device)
@@ -246,7 +246,7 @@ class Weights(NamedTuple):      # what training has learned, for all heads of a 
 def chunk(weights, qkv, alpha, beta, mu, state, fresh):
     """
     One chunk, or a part of one: the five equations for all its tokens.
-    qkv                 (B, C, 3 D) what the streams are made of
+    qkv                 (B, C, 2 D or 3 D) what the streams are made of
     alpha, beta, mu     (B, H, C) the gates before their sigmoid; alpha None forgets nothing, mu None is no momentum
     state               as in DeepMemory; fresh, whether it is the chunk's start for every memory
     returns y (B, H, C, d), and the state after the last token, without its _xi

@@ -191,8 +191,8 @@ def test_autocast_keeps_the_state_in_float32():
     assert_near('y', y, delta_rule_ref(q, k, e, a, b, c, S)[0], 2e-2)
 
 
-@pytest.mark.parametrize('T, tile, rates', [(7, 64, 'abc'), (700, 64, 'abc'), (600, 8, 'abc'), (600, 512, 'abc'), (90, 32, 'a.c'),
-                                            (90, 32, '.b.'), (90, 32, '...')])
+@pytest.mark.parametrize('T, tile, rates', [(7, 64, 'abc'), (700, 64, 'abc'), (600, 8, 'abc'), (600, 512, 'abc'),
+                                            (90, 32, 'a.c'), (90, 32, '.b.'), (90, 32, '...')])
 def test_products_in_bfloat16(T, tile, rates):
     """Sums over tiles, gates and the state stay in float32, so that errors do not grow with length; each gradient."""
     inputs = [x if name in 'qkeS' or name in rates else None for name, x in zip('qkeabcS', example(1, 2, T, 16))]
