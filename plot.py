@@ -214,7 +214,7 @@ def draw_losses():
     for run in [*best_runs('records-cpu/shared/*-1.txt'), *best_runs('records-cpu/light/attention4-1.txt')]:
         total = run.marks[-1]['tokens']                 # as many as it reads in that time
         draw(right, run, lambda point: SECONDS * point['tokens'] / total)
-    left.set(ylabel='bits per byte', ylim=(1.25, 2.45), xlabel='million tokens', title='the same tokens, the same size')
+    left.set(ylabel='bits per byte', ylim=(1.0, 2.45), xlabel='million tokens', title='the same tokens, a like size')
     right.set(xlabel='seconds of training on two cores', title='the same time')
     for ax in (left, right):
         label_ends(ax, ends[ax])
