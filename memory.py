@@ -241,8 +241,10 @@ class Recurrent(MemoryLayer):
         return self.emit(y, x), memory | {'conv': tail}
 
     def flops(self, T):
-        """Forward FLOPs per token beyond the weights: in a tile, half its keys seen on average, and with the state
-        (which long sequences pass twice, in groups of tiles: not counted)."""
+        """
+        Forward FLOPs per token beyond the weights: in a tile, half its keys seen on average, and with the state, which
+        long sequences pass twice, in groups of tiles: that is not counted.
+        """
         D, Dk = self.out.in_features, self.out.in_features // self.n_head
         tile = min(T, TTT_CHUNK if self.rule == 'ttt' else self.tile)
         erases = self.rule in ('deltanet', 'gated_deltanet')

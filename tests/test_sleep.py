@@ -21,7 +21,10 @@ def day(monkeypatch):
     """A model of small windows, and its state after two texts that its levels know by heart: one of 3, one of 4 ids."""
     monkeypatch.setattr(evidence, 'WINDOW', 2)
     monkeypatch.setattr(evidence, 'LEAST', 0.0)
-    model = copies('4,change,night', mixer='gated_deltanet', cms_step=2.0).requires_grad_(False)
+    model = copies('4,change,night', mixer='gated_deltanet', cms_step=2.0, share_qk=False).requires_grad_(False)
+    for layer in (block.mixer for block in model.blocks):       # so that what MLPs learn is not in its memory as well:
+        layer.alpha.bias -= 1.4                                 # it retains for a quarter of the tokens it begins with,
+        layer.conv.normal_(std=0.3)[-1] += 1                    # and keys are the token's own
     text = torch.cat([ids(1, 60) % 3, 9 + ids(1, 60) % 4], dim=1)
     return model, text, learn(model, text)[1]
 
@@ -93,7 +96,7 @@ def test_one_night(day):
     assert all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
     assert [row['level'] for row in found] == list(saved) and sum(row['share'] for row in found) == pytest.approx(1)
     for row in found:                                   # it answers as they did, on dreams not learned from
-        assert max(row['left'], row['mean']) < 0.7 * row['start'], row      # a start with their recurrent memory
+        assert max(row['left'], row['mean']) < 0.6 * row['start'], row
     left, mean = (sum(row['share'] * row[name] for row in found) for name in ('left', 'mean'))
     assert left < 0.97 * mean, 'learning from dreams is more than taking the mean'
     for moved in new['delta'].values():
@@ -146,7 +149,7 @@ def test_what_sleep_made_stays_by_day(day):
         later, _ = asleep(model, learn(model, ids(1, 9, seed=3), later)[1], 5, **A_NIGHT)
     start, then, now = (answers(model, level_of(model, between_texts(model, x), level), text).gather(2, text[..., None])
                         .mean() for x, level in ((new, 3), (new, 2), (later, 2)))
-    assert now - start > 0.5 * (then - start) > 0
+    assert now - start > 0.7 * (then - start) > 0
 
 
 @torch.no_grad()
